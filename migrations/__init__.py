@@ -1,0 +1,1 @@
+"""Numbered SQL, forward only; ragblame.database applies it. A landed file is never edited."""

@@ -1,0 +1,315 @@
+"""The vocabulary everybody shares: frozen records of plain Python values that cross every floor of the house.
+
+No tensor, database row or widget appears here, so a record made in a callback can be stored, queued,
+attributed on another machine and drawn in a browser without any of those knowing each other.
+Offsets are Unicode code points, half open ``[start, end)``; log-probabilities are natural, in nats.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeAlias
+from uuid import UUID
+
+Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+class TraceStatus(StrEnum):
+    """How the host chain's run ended."""
+
+    OK = "ok"
+    ERROR = "error"
+    CANCELLED = "cancelled"  # the caller gave up: task cancelled, timeout
+    ABANDONED = "abandoned"  # a stream that the consumer stopped reading
+    INTERRUPTED = "interrupted"  # a graph paused to ask a person
+
+
+class AlignmentState(StrEnum):
+    """How much of a chunk's text was found in the prompt that was sent."""
+
+    EXACT = "exact"
+    NORMALISED = "normalised"  # equal up to white space
+    PARTIAL = "partial"  # a part of at least the configured length stands there
+    MISSING = "missing"
+
+
+class SpanKind(StrEnum):
+    """What makes a piece of the answer checkable."""
+
+    NUMBER = "number"
+    DATE = "date"
+    NAME = "name"
+    QUOTE = "quote"
+    NEGATION = "negation"
+    CLAUSE = "clause"  # what remains of a sentence
+
+
+class SupportState(StrEnum):
+    """Does some chunk say it?"""
+
+    ENTAILED = "entailed"
+    CONTRADICTED = "contradicted"
+    ABSENT = "absent"
+    UNCLEAR = "unclear"
+
+
+class VerdictKind(StrEnum):
+    """The verdict table: used or not, times supported or not; and the honest fifth."""
+
+    GROUNDED = "grounded"
+    DISTORTED = "distorted"
+    KNOWN_ALREADY = "known already"
+    FABRICATED = "fabricated"
+    UNDETERMINED = "undetermined"
+
+
+class Cause(StrEnum):
+    """Why a flagged span went wrong. Codes of TRIAGE's taxonomy are in the comments; values are stored."""
+
+    CAPTURE_INCOMPLETE = "capture incomplete"  # U
+    DROPPED_AFTER_RETRIEVAL = "dropped after retrieval"  # C
+    CONFLICTING_CHUNKS = "conflicting chunks"  # F
+    DISTORTION = "distortion"  # D: a used chunk says otherwise
+    BORROWED = "borrowed from another subject"  # D, entity swap: the value stands with another subject
+    MEMORY_OVERRIDE = "memory over documents"  # I
+    WRONG_SOURCE = "wrong source"  # supported, yet by a chunk that was not used
+    NO_EVIDENCE_IN_PROMPT = "no evidence in the prompt"  # A or B: telling them apart needs the corpus probe
+    UNDETERMINED = "undetermined"  # U: confidence intervals straddle the thresholds
+
+
+class Basis(StrEnum):
+    """What a verdict rests on; every screen shows it."""
+
+    ATTRIBUTION_AND_SUPPORT = "attribution and support"
+    SUPPORT_ONLY = "support only"  # the scorer cannot explain the recorded answer, or there is none
+
+
+class Method(StrEnum):
+    """Attribution methods; the value is stored."""
+
+    SHAPLEY = "shapley"
+    GRADIENT_NORM = "gradient norm"
+    INPUT_X_GRADIENT = "input x gradient"
+    INTEGRATED_GRADIENTS = "integrated gradients"
+    ROLLOUT = "rollout"  # Abnar & Zuidema 2020, as published
+    ROLLOUT_CORRECTED = "corrected rollout"  # residual weight, divided by a content-free reference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message of the prompt that was really sent."""
+
+    role: str  # system, human, ai, tool; "prompt" for a plain completion model
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """One retrieved passage, as the chain saw it."""
+
+    position: int  # 0-based place among the chunks of the trace, in retrieval order
+    text: str  # as captured; cut at the capture limit
+    source_id: str | None = None  # row identity in PostgreSQL (Document.id), as text
+    source_table: str | None = None  # where that row lives, e.g. "ragblame.chunk"; None when unknown
+    rank: int | None = None  # 1-based rank within its retriever run
+    score: float | None = None  # as reported by the retriever; scale depends on score_name
+    score_name: str | None = None  # metadata key the score came from
+    retriever_run: UUID | None = None  # LangChain run that returned it
+    metadata: Mapping[str, Json] = field(default_factory=dict)
+    truncated_from: int | None = None  # true length in code points when text was cut
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """One answered question."""
+
+    id: UUID  # version 7: time-ordered, the partition key
+    app: str  # which chain or service; free text of the host
+    question: str
+    query: str | None = None  # what the retriever was asked, when it differs from the question
+    chunks: tuple[Chunk, ...] = ()
+    prompt: tuple[Message, ...] = ()  # empty when it was not seen (imports)
+    answer: str = ""  # what the user was shown
+    generated: str | None = None  # the model's own text, when it differs from the answer
+    model: str | None = None  # name as the host reports it
+    provider: str | None = None
+    status: TraceStatus = TraceStatus.OK
+    error: str | None = None  # class and message of the host's exception
+    started_at: datetime  # with time zone
+    duration_ms: float = 0.0  # monotonic, >= 0
+    session_id: str | None = None
+    root_run_id: UUID | None = None  # LangChain root run; may repeat, never an identity of ours
+    origin: str = "callback"  # callback, import or explain
+    partial_tree: bool = False  # the root run was not seen: some events are missing
+    tags: tuple[str, ...] = ()
+    metadata: Mapping[str, Json] = field(default_factory=dict)
+    truncated: Mapping[str, int] = field(default_factory=dict)  # field -> true length in code points
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alignment:
+    """Where a chunk's text stands in the prompt."""
+
+    position: int  # the chunk
+    state: AlignmentState
+    message: int | None = None  # index into Trace.prompt
+    start: int | None = None  # code points in that message's text
+    end: int | None = None
+    found: tuple[int, int] | None = None  # the part [start, end) of the chunk's text that stands there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A checkable piece of the answer."""
+
+    index: int  # 0-based, by start
+    start: int
+    end: int
+    kind: SpanKind
+    sentence_start: int  # the sentence around it, for display and for the subject of a value
+    sentence_end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a computation took; budget means scored coalitions everywhere."""
+
+    scored_coalitions: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    tokens: int = 0  # tokens pushed through the model's body
+    seconds: float = 0.0  # wall clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerRef:
+    """Which model put numbers on v(S), and whether it is the one that wrote the answer."""
+
+    name: str
+    revision: str  # digest of its weights or the hub revision
+    is_own_model: bool  # False: a stand-in, and every screen says so
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitness:
+    """Can this scorer explain the recorded answer at all?"""
+
+    is_fit: bool
+    answer_nats: float  # mean log-probability per answer token, all chunks present (<= 0)
+    unigram_nats: float  # the same under a unigram guess over the scorer's own tokens (<= 0)
+    reason: str  # one sentence for the screen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribution:
+    """One method's numbers for one span."""
+
+    span: int
+    method: Method
+    shares: tuple[
+        float, ...
+    ]  # one per chunk, in position order; nats for shapley, else the method's own unit
+    v_all: float | None = None  # nats, span tokens given all chunks
+    v_none: float | None = None  # nats, span tokens given no chunk
+    reliance: float | None = None  # v_all - v_none, nats; may be negative
+    noise_floor: float = 0.0  # one sigma, unit of the shares
+    completeness_gap: float | None = None  # |sum of shares - total|, for methods that promise completeness
+    settings_hash: str = ""
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenHeat:
+    """Signed heat of the tokens of one chunk for one span."""
+
+    span: int
+    position: int  # the chunk
+    method: Method
+    starts: tuple[int, ...]  # code points in the chunk's text
+    ends: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Support:
+    """What the chunks say about a span, with the quoted evidence."""
+
+    span: int
+    state: SupportState
+    rule: str  # which rule fired, e.g. "number with subject"
+    position: int | None = None  # chunk of the best sentence
+    evidence_start: int | None = None  # code points in that chunk's text
+    evidence_end: int | None = None
+    stated: str | None = None  # what the chunk says instead, when contradicted
+    other_positions: tuple[int, ...] = ()  # further chunks that say the same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The decision about one span, in words an on-call engineer can act on."""
+
+    span: int
+    verdict: VerdictKind
+    cause: Cause | None  # None when nothing went wrong
+    basis: Basis
+    confidence: (
+        float | None
+    )  # calibrated probability that the span is unsupported, [0, 1]; None: uncalibrated
+    severity: float  # [0, 1], orders the queue; 0 for spans that are not flagged
+    explanation: str  # one plain sentence
+    fix: str | None = None  # the usual fix for the cause
+    evidence: tuple[int, ...] = ()  # chunk positions
+    other_causes: tuple[Cause, ...] = ()
+    reliance_measurable: bool = True  # False when the model was already sure without any chunk
+    thresholds_version: str = ""
+
+    @property
+    def is_flagged(self) -> bool:
+        """Whether a person should look at the span."""
+        return self.verdict in (VerdictKind.DISTORTED, VerdictKind.FABRICATED) or (
+            self.cause is not None and self.verdict is not VerdictKind.UNDETERMINED
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoalitionValues:
+    """The whole table v(S) per answer token: answers any "without these chunks" question with no model."""
+
+    positions: tuple[int, ...]  # the players: chunk positions; bit i of a mask is positions[i]
+    masks: tuple[int, ...]  # one per coalition
+    token_starts: tuple[int, ...]  # code points in the answer
+    token_ends: tuple[int, ...]
+    log_probs: tuple[tuple[float, ...], ...]  # [coalition][token], nats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Everything known about one trace: what the worker stores and the notebook shows."""
+
+    trace: Trace
+    scorer: ScorerRef | None  # None: no model was used
+    fitness: Fitness | None
+    alignments: tuple[Alignment, ...]
+    spans: tuple[Span, ...]
+    attributions: tuple[Attribution, ...]
+    heats: tuple[TokenHeat, ...]
+    supports: tuple[Support, ...]
+    verdicts: tuple[Verdict, ...]
+    coalitions: CoalitionValues | None
+    notes: tuple[str, ...] = ()  # what could not be computed and why, one sentence each
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Review:
+    """What a person decided about a span."""
+
+    id: UUID
+    trace_id: UUID
+    span: int
+    reviewer: str
+    verdict: VerdictKind
+    cause: Cause | None = None
+    note: str = ""
+    created_at: datetime

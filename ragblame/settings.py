@@ -1,0 +1,99 @@
+"""Every setting of ragblame in one frozen, checked object: RAGBLAME_* variables over ragblame.toml over defaults.
+
+Unknown keys are errors, because a misspelt setting that is silently ignored costs an on-call night.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError as SourceError,
+    TomlConfigSettingsSource,
+)
+
+from ragblame.errors import SettingsError
+
+ENV_PREFIX = "RAGBLAME_"
+CONFIG_NAME = "ragblame.toml"
+
+
+def default_data_dir() -> Path:
+    """The user's data folder: $XDG_DATA_HOME/ragblame or ~/.local/share/ragblame."""
+    root = os.environ.get("XDG_DATA_HOME")
+    return (Path(root) if root else Path.home() / ".local" / "share") / "ragblame"
+
+
+class Settings(BaseSettings):
+    """All settings; construct with ``load_settings()``.
+
+    Raises ``SettingsError`` (from ``load_settings``) when a key is unknown or a value is malformed.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, toml_file=CONFIG_NAME, extra="forbid", frozen=True, case_sensitive=False
+    )
+
+    database_url: SecretStr | None = None  # any libpq URL or keyword string; None: the embedded server
+    data_dir: Path = Field(default_factory=default_data_dir)  # embedded server, spool
+    app: str = "default"  # name of the host chain when the handler is given none
+
+    scorer: str | None = None  # folder or name of the causal LM; None: the shipped small model
+    scorer_is_own_model: bool = False  # the scorer wrote the answers: no stand-in warning
+    threads: Annotated[int, Field(ge=1, le=256)] | None = (
+        None  # torch threads of a worker; None: torch's default
+    )
+    max_exact_chunks: Annotated[int, Field(ge=1, le=12)] = (
+        10  # more chunks than this are refused by exact Shapley
+    )
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 16  # coalitions scored per forward
+
+    capture_max_field: Annotated[int, Field(ge=1_000)] = 1_000_000  # code points kept of any one text
+    capture_max_chunks: Annotated[int, Field(ge=1)] = 200  # chunks kept of one trace
+    queue_max_traces: Annotated[int, Field(ge=1)] = 10_000  # waiting in memory for the writer
+    queue_max_bytes: Annotated[int, Field(ge=1_000_000)] = 64_000_000
+    spool_max_bytes: Annotated[int, Field(ge=0)] = 512_000_000  # on disk while PostgreSQL is away
+    flush_timeout: Annotated[float, Field(ge=0)] = 5.0  # seconds a process waits at exit
+
+    ui_port: Annotated[int, Field(ge=1, le=65_535)] = 8501
+    ui_address: str = "127.0.0.1"  # nothing protects an open port: loopback unless a proxy does
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order of precedence: arguments, environment, ragblame.toml."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+@cache
+def load_settings() -> Settings:
+    """Read the settings once per process. Raises ``SettingsError`` naming the key and the file or variable."""
+    try:
+        known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
+        unknown = sorted(
+            name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
+        )
+        if unknown:
+            raise SettingsError(
+                f"unknown setting {unknown[0]}: check the spelling; known are {', '.join(sorted(known))}"
+            )
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise SettingsError(
+            f"setting {key}: {first['msg']}; correct {ENV_PREFIX}{key.upper()} or {key} in {CONFIG_NAME}"
+        ) from error
+    except (SourceError, ValueError, OSError) as error:
+        raise SettingsError(f"{CONFIG_NAME} cannot be read ({error}); correct or remove it") from error
