@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TypeAlias
 from uuid import UUID
 
-Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
 
 class TraceStatus(StrEnum):
@@ -207,9 +207,7 @@ class Attribution:
 
     span: int
     method: Method
-    shares: tuple[
-        float, ...
-    ]  # one per chunk, in position order; nats for shapley, else the method's own unit
+    shares: tuple[float, ...]  # one per chunk, by position; nats for shapley, else own unit
     v_all: float | None = None  # nats, span tokens given all chunks
     v_none: float | None = None  # nats, span tokens given no chunk
     reliance: float | None = None  # v_all - v_none, nats; may be negative
@@ -253,9 +251,7 @@ class Verdict:
     verdict: VerdictKind
     cause: Cause | None  # None when nothing went wrong
     basis: Basis
-    confidence: (
-        float | None
-    )  # calibrated probability that the span is unsupported, [0, 1]; None: uncalibrated
+    confidence: float | None  # calibrated P(unsupported), [0, 1]; None: uncalibrated
     severity: float  # [0, 1], orders the queue; 0 for spans that are not flagged
     explanation: str  # one plain sentence
     fix: str | None = None  # the usual fix for the cause

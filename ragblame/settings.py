@@ -1,4 +1,4 @@
-"""Every setting of ragblame in one frozen, checked object: RAGBLAME_* variables over ragblame.toml over defaults.
+"""Every setting in one frozen, checked object: RAGBLAME_* variables over ragblame.toml over defaults.
 
 Unknown keys are errors, because a misspelt setting that is silently ignored costs an on-call night.
 """
@@ -13,8 +13,10 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError as SourceError,
     TomlConfigSettingsSource,
+)
+from pydantic_settings import (
+    SettingsError as SourceError,
 )
 
 from ragblame.errors import SettingsError
@@ -44,13 +46,9 @@ class Settings(BaseSettings):
     app: str = "default"  # name of the host chain when the handler is given none
 
     scorer: str | None = None  # folder or name of the causal LM; None: the shipped small model
-    scorer_is_own_model: bool = False  # the scorer wrote the answers: no stand-in warning
-    threads: Annotated[int, Field(ge=1, le=256)] | None = (
-        None  # torch threads of a worker; None: torch's default
-    )
-    max_exact_chunks: Annotated[int, Field(ge=1, le=12)] = (
-        10  # more chunks than this are refused by exact Shapley
-    )
+    scorer_is_own_model: bool = False  # the scorer wrote the answers
+    threads: Annotated[int, Field(ge=1, le=256)] | None = None  # torch threads; None: its default
+    max_exact_chunks: Annotated[int, Field(ge=1, le=12)] = 10  # exact Shapley refuses more
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 16  # coalitions scored per forward
 
     capture_max_field: Annotated[int, Field(ge=1_000)] = 1_000_000  # code points kept of any one text
@@ -78,7 +76,7 @@ class Settings(BaseSettings):
 
 @cache
 def load_settings() -> Settings:
-    """Read the settings once per process. Raises ``SettingsError`` naming the key and the file or variable."""
+    """Read the settings once per process. Raises ``SettingsError`` naming the key."""
     try:
         known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
         unknown = sorted(
