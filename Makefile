@@ -1,0 +1,77 @@
+# One word per task. `make` alone lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+QUESTIONS ?= 48
+# torch: constraints.txt pins 2.13.0. On Linux x86_64 the plain registry serves a CUDA build of several GB;
+# point pip at a CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL) before `make setup` to avoid that.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo ui test test-slow test-browser lint format typecheck constraints train accuracy screenshot bench-capture bench-attribution clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+setup: $(VENV)/.dev  ## virtual environment with everything, tests and linters included
+
+# Debian's python3 may lack ensurepip: then pip is put in from outside.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
+
+$(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing ragblame[all] into $(VENV) (about two minutes the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.all
+	@echo "installing the development tools into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.all  ## a real chain over real PostgreSQL, attributed, in the triage page (QUESTIONS=48)
+	@$(BIN)/ragblame demo --questions $(QUESTIONS)
+
+ui: $(VENV)/.all  ## the triage page on the configured database
+	@$(BIN)/ragblame ui
+
+test: $(VENV)/.dev  ## the whole test suite, real PostgreSQL and Chromium
+	@$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/.dev  ## tests longer than the suite's budget allows
+	@$(BIN)/python -m pytest -q -m slow --override-ini 'addopts=--import-mode=importlib --strict-markers -ra'
+
+test-browser: $(VENV)/.dev  ## only the tests that drive Chromium
+	@$(BIN)/python -m pytest -q -m browser
+
+lint: $(VENV)/.dev  ## ruff: rules and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev  ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix -q .
+	@$(BIN)/ruff format -q .
+
+typecheck: $(VENV)/.dev  ## strict mypy over the mapped folders, tests and examples
+	@$(BIN)/python tests/typecheck.py
+
+constraints: $(VENV)/.dev  ## rewrite constraints.txt from what is installed
+	@$(BIN)/python -m pip freeze --all --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//; s/ @ .*//' | grep -v '^pip==' | grep -E '^[A-Za-z0-9._-]+==' | LC_ALL=C sort -f > constraints.txt
+
+train: $(VENV)/.all  ## train the small model again from its seed (about an hour on 2 cores)
+	@$(BIN)/python -m ragblame.attribution.world.training --seed 0 --out build/small-model
+
+accuracy: $(VENV)/.all  ## held-out accuracy of the shipped small model
+	@$(BIN)/python -m ragblame.attribution.world.accuracy
+
+screenshot: $(VENV)/.dev  ## docs/triage.png from the demo, in real Chromium
+	@$(BIN)/python tests/screenshot.py docs
+
+bench-capture: $(VENV)/.dev  ## what the callback adds to a chain, beside a no-op handler and a no-op tracer
+	@$(BIN)/python benchmarks/capture_overhead.py
+
+bench-attribution: $(VENV)/.dev  ## what attributing one answer costs, beside captum on the same work
+	@$(BIN)/python benchmarks/attribution_cost.py
+
+clean:  ## remove the virtual environment and build outputs
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
