@@ -1,0 +1,148 @@
+"""A Trace as clean, bounded, plain JSON: what the spool keeps, an export shows and PostgreSQL can store."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from ragblame.errors import InputError
+from ragblame.json_values import clean_identity, clean_json, clean_text
+from ragblame.records import Chunk, Json, Message, Trace, TraceStatus
+
+JSON_SCHEMA: Final = 1  # number of the JSON form; a reader refuses what it does not know
+MAX_SMALLINT: Final = 32_767
+MAX_INTEGER: Final = 2_147_483_647
+
+
+def clean_trace(trace: Trace) -> Trace:
+    """The trace as it can be stored: clean text, bounded JSON, finite numbers. Idempotent.
+
+    Raises ``InputError`` when a chunk position is negative, above 32767 or used twice, or a time has no zone.
+    """
+    positions = [chunk.position for chunk in trace.chunks]
+    if any(not 0 <= position <= MAX_SMALLINT for position in positions):
+        raise InputError(
+            f"trace {trace.id}: chunk positions must lie in 0..{MAX_SMALLINT}; renumber the chunks"
+        )
+    if len(set(positions)) != len(positions):
+        raise InputError(f"trace {trace.id}: two chunks share a position; number them 0, 1, 2, …")
+    if trace.started_at.tzinfo is None:
+        raise InputError(f"trace {trace.id}: started_at has no time zone; write 2025-01-31T12:00:00+00:00")
+    is_duration = math.isfinite(trace.duration_ms) and trace.duration_ms >= 0
+    return replace(
+        trace,
+        app=clean_identity(trace.app),
+        question=clean_text(trace.question),
+        query=_optional(trace.query),
+        chunks=tuple(_clean_chunk(chunk) for chunk in trace.chunks),
+        prompt=tuple(Message(role=clean_identity(m.role), text=clean_text(m.text)) for m in trace.prompt),
+        answer=clean_text(trace.answer),
+        generated=_optional(trace.generated),
+        model=_optional(trace.model),
+        provider=_optional(trace.provider),
+        error=_optional(trace.error),
+        duration_ms=float(trace.duration_ms) if is_duration else 0.0,
+        session_id=None if trace.session_id is None else clean_identity(trace.session_id),
+        origin=clean_identity(trace.origin),
+        tags=tuple(clean_text(tag) for tag in trace.tags),
+        metadata=_clean_object(trace.metadata),
+        truncated={clean_text(name): min(int(size), MAX_INTEGER) for name, size in trace.truncated.items()},
+    )
+
+
+def trace_to_json(trace: Trace) -> dict[str, Json]:
+    """The trace as plain JSON values that ``json.dumps(..., allow_nan=False)`` takes, with ``schema``."""
+    trace = clean_trace(trace)
+    return {
+        "schema": JSON_SCHEMA,
+        "id": str(trace.id),
+        "app": trace.app,
+        "question": trace.question,
+        "query": trace.query,
+        "chunks": [_chunk_to_json(chunk) for chunk in trace.chunks],
+        "prompt": [{"role": message.role, "text": message.text} for message in trace.prompt],
+        "answer": trace.answer,
+        "generated": trace.generated,
+        "model": trace.model,
+        "provider": trace.provider,
+        "status": trace.status.value,
+        "error": trace.error,
+        "started_at": trace.started_at.isoformat(),
+        "duration_ms": trace.duration_ms,
+        "session_id": trace.session_id,
+        "root_run_id": None if trace.root_run_id is None else str(trace.root_run_id),
+        "origin": trace.origin,
+        "partial_tree": trace.partial_tree,
+        "tags": list(trace.tags),
+        "metadata": dict(trace.metadata),
+        "truncated": dict(trace.truncated),
+    }
+
+
+def trace_from_json(value: Mapping[str, Any]) -> Trace:
+    """The trace that ``trace_to_json`` wrote. Raises ``InputError`` naming what does not fit."""
+    known = value.get("schema", JSON_SCHEMA)
+    if known != JSON_SCHEMA:
+        raise InputError(f"trace schema {known!r} is not known (only {JSON_SCHEMA}): upgrade ragblame")
+    try:
+        fields: dict[str, Any] = {key: entry for key, entry in value.items() if key != "schema"}
+        fields["id"] = UUID(value["id"])
+        fields["status"] = TraceStatus(value.get("status", "ok"))
+        fields["started_at"] = datetime.fromisoformat(value["started_at"])
+        fields["root_run_id"] = _optional_uuid(value.get("root_run_id"))
+        fields["prompt"] = tuple(Message(**message) for message in value.get("prompt", ()))
+        fields["chunks"] = tuple(
+            Chunk(**{**chunk, "retriever_run": _optional_uuid(chunk.get("retriever_run"))})
+            for chunk in value.get("chunks", ())
+        )
+        fields["tags"] = tuple(value.get("tags", ()))
+        return clean_trace(Trace(**fields))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        detail = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"not a trace: {detail}; write it with trace_to_json") from error
+
+
+def _chunk_to_json(chunk: Chunk) -> dict[str, Json]:
+    return {
+        "position": chunk.position,
+        "text": chunk.text,
+        "source_id": chunk.source_id,
+        "source_table": chunk.source_table,
+        "rank": chunk.rank,
+        "score": chunk.score,
+        "score_name": chunk.score_name,
+        "retriever_run": None if chunk.retriever_run is None else str(chunk.retriever_run),
+        "metadata": dict(chunk.metadata),
+        "truncated_from": chunk.truncated_from,
+    }
+
+
+def _clean_chunk(chunk: Chunk) -> Chunk:
+    is_rank = chunk.rank is not None and 0 <= chunk.rank <= MAX_INTEGER
+    is_score = chunk.score is not None and math.isfinite(chunk.score)
+    return replace(
+        chunk,
+        text=clean_text(chunk.text),
+        source_id=None if chunk.source_id is None else clean_identity(chunk.source_id),
+        source_table=None if chunk.source_table is None else clean_identity(chunk.source_table, 500),
+        rank=chunk.rank if is_rank else None,
+        score=chunk.score if is_score else None,
+        score_name=_optional(chunk.score_name),
+        metadata=_clean_object(chunk.metadata),
+        truncated_from=None if chunk.truncated_from is None else min(chunk.truncated_from, MAX_INTEGER),
+    )
+
+
+def _clean_object(value: Mapping[str, Any]) -> dict[str, Json]:
+    cleaned = clean_json(dict(value))
+    return cleaned if isinstance(cleaned, dict) else {}
+
+
+def _optional(text: str | None) -> str | None:
+    return None if text is None else clean_text(text)
+
+
+def _optional_uuid(text: str | None) -> UUID | None:
+    return None if text is None else UUID(text)

@@ -1,0 +1,239 @@
+"""The one place that knows how a Trace stands in PostgreSQL and in JSON, so both agree to the last field.
+
+Writing is exactly once by trace id: the recorder, the spool's replay and an import may all hand over the same
+trace, and its chunks and its attribution job appear only with the row that was really new.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from ragblame.errors import DatabaseError, InputError
+from ragblame.json_values import clean_text
+from ragblame.records import Chunk, Message, Trace, TraceStatus
+from ragblame.trace_json import clean_trace, trace_from_json, trace_to_json
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = [
+    "clean_text",
+    "clean_trace",
+    "new_trace_id",
+    "read_trace",
+    "trace_from_json",
+    "trace_to_json",
+    "write_traces",
+]
+
+QUEUE: Final = "attribution"
+TASK: Final = "attribute"
+
+_INSERT_TRACE = """
+INSERT INTO ragblame.trace (id, app, question, query, prompt, answer, generated, model, provider, status,
+    error, started_at, duration_ms, session_id, root_run_id, origin, partial_tree, tags, metadata, truncated)
+VALUES (%s, %s, %s, %s, %s::jsonb, %s, %s, %s, %s, %s,
+    %s, %s, %s, %s, %s, %s, %s, %s::text[], %s::jsonb, %s::jsonb)
+ON CONFLICT DO NOTHING RETURNING id
+"""
+_INSERT_TEXT = "INSERT INTO ragblame.chunk_text (sha256, text) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+_INSERT_CHUNK = """
+INSERT INTO ragblame.trace_chunk (trace_id, position, sha256, source_table, source_id, rank, score,
+    score_name, retriever_run, truncated_from, metadata)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb)
+"""
+# procrastinate's own function, called as text: a capturing process never imports procrastinate (0.4 s).
+# Fields: queue, task, priority, lock, queueing_lock, args, scheduled_at. tests/test_traces.py pins the name.
+_DEFER = f"""
+SELECT procrastinate_defer_jobs_v1(array_agg(
+    ROW('{QUEUE}', '{TASK}', 0, NULL, '{TASK}-' || id, jsonb_build_object('trace_id', id::text), NULL)
+    ::procrastinate_job_to_defer_v1 ORDER BY id)) FROM unnest(%s::uuid[]) AS id
+"""
+_READ_TRACE = """
+SELECT id, app, question, query, prompt, answer, generated, model, provider, status, error, started_at,
+    duration_ms, session_id, root_run_id, origin, partial_tree, tags, metadata, truncated
+FROM ragblame.trace WHERE id = %s
+"""
+_READ_CHUNKS = """
+SELECT c.position, t.text, c.source_id, c.source_table, c.rank, c.score, c.score_name, c.retriever_run,
+    c.metadata, c.truncated_from
+FROM ragblame.trace_chunk c LEFT JOIN ragblame.chunk_text t USING (sha256)
+WHERE c.trace_id = %s ORDER BY c.position
+"""
+
+
+def new_trace_id(at: datetime | None = None) -> UUID:
+    """A version 7 UUID (RFC 9562): 48 bits of Unix milliseconds, 12 bits of their fraction, 62 random bits.
+
+    Raises ``InputError`` when ``at`` has no time zone or lies before 1970.
+    """
+    if at is None:
+        nanoseconds = time.time_ns()
+    elif at.tzinfo is None:
+        raise InputError(f"time {at} has no time zone: give one, for example datetime.now(UTC)")
+    else:
+        delta = at - datetime(1970, 1, 1, tzinfo=UTC)
+        nanoseconds = ((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds) * 1_000
+    if nanoseconds < 0:
+        raise InputError(f"time {at} lies before 1970 and makes no time-ordered id: correct started_at")
+    milliseconds, rest = divmod(nanoseconds, 1_000_000)
+    fraction = (rest << 12) // 1_000_000
+    random_bits = int.from_bytes(os.urandom(8), "big") >> 2
+    return UUID(int=(milliseconds << 80) | (0x7 << 76) | (fraction << 64) | (0b10 << 62) | random_bits)
+
+
+def write_traces(conn: "psycopg.Connection[Any]", traces: Sequence[Trace], *, enqueue: bool = True) -> int:
+    """Write traces, their chunks and, with ``enqueue``, one attribution job each; returns how many were new.
+
+    Everything happens in the caller's transaction (on an autocommit connection outside one: in a transaction
+    of its own). A trace whose id is stored already is left alone, chunks and job included.
+    Raises ``InputError`` for a trace that cannot be stored, ``DatabaseError`` when PostgreSQL fails or the
+    schema is not migrated. Afterwards the caller's transaction is as it was before the call.
+    """
+    import psycopg
+
+    if not traces:
+        return 0
+    # Sorted: two writers that meet over the same ids or texts wait for each other instead of deadlocking.
+    clean = sorted((clean_trace(trace) for trace in traces), key=lambda trace: trace.id)
+    try:
+        _require_schema(conn, enqueue=enqueue)
+        with conn.transaction(), conn.cursor() as cursor:
+            cursor.executemany(_INSERT_TRACE, [_trace_row(trace) for trace in clean], returning=True)
+            new: dict[UUID, Trace] = {}
+            for trace in clean:  # one result set each; empty where the id was known
+                if cursor.fetchone() is not None:
+                    new[trace.id] = trace
+                cursor.nextset()
+            _insert_chunks(cursor, new)
+            if enqueue and new:
+                _defer_jobs(conn, list(new))
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+        raise DatabaseError(
+            f"the database's schema does not fit this version ({_first_line(error)}); run `ragblame migrate`"
+        ) from error
+    except (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded) as error:
+        raise InputError(
+            f"PostgreSQL refuses a trace: {_first_line(error)}; correct or leave it out"
+        ) from error
+    except psycopg.Error as error:
+        raise DatabaseError(
+            f"traces could not be written: {_first_line(error)}; run `ragblame doctor` to see what is wrong"
+        ) from error
+    return len(new)
+
+
+def read_trace(conn: "psycopg.Connection[Any]", trace_id: UUID) -> Trace:
+    """The stored trace with its chunks in order. Raises ``InputError`` when there is none with that id."""
+    from psycopg.rows import tuple_row
+
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute(_READ_TRACE, (trace_id,)).fetchone()
+        if row is None:
+            raise InputError(f"no trace {trace_id}: copy its id from the triage page, or check the URL")
+        chunks = cursor.execute(_READ_CHUNKS, (trace_id,)).fetchall()
+    return Trace(
+        id=row[0],
+        app=row[1],
+        question=row[2],
+        query=row[3],
+        prompt=tuple(Message(role=message["role"], text=message["text"]) for message in row[4]),
+        answer=row[5],
+        generated=row[6],
+        model=row[7],
+        provider=row[8],
+        status=TraceStatus(row[9]),
+        error=row[10],
+        started_at=row[11],
+        duration_ms=row[12],
+        session_id=row[13],
+        root_run_id=row[14],
+        origin=row[15],
+        partial_tree=row[16],
+        tags=tuple(row[17]),
+        metadata=row[18],
+        truncated=row[19],
+        chunks=tuple(
+            Chunk(
+                position=chunk[0],
+                text=chunk[1] if chunk[1] is not None else "",
+                source_id=chunk[2],
+                source_table=chunk[3],
+                rank=chunk[4],
+                score=chunk[5],
+                score_name=chunk[6],
+                retriever_run=chunk[7],
+                metadata=chunk[8],
+                truncated_from=chunk[9],
+            )
+            for chunk in chunks
+        ),
+    )
+
+
+def _trace_row(trace: Trace) -> tuple[Any, ...]:
+    prompt = [{"role": message.role, "text": message.text} for message in trace.prompt]
+    return (
+        trace.id, trace.app, trace.question, trace.query, _dumps(prompt), trace.answer, trace.generated,
+        trace.model, trace.provider, trace.status.value, trace.error, trace.started_at, trace.duration_ms,
+        trace.session_id, trace.root_run_id, trace.origin, trace.partial_tree, list(trace.tags),
+        _dumps(trace.metadata), _dumps(trace.truncated),
+    )  # fmt: skip
+
+
+def _insert_chunks(cursor: "psycopg.Cursor[Any]", new: Mapping[UUID, Trace]) -> None:
+    texts: dict[bytes, str] = {}
+    rows = []
+    for trace in new.values():
+        for chunk in trace.chunks:
+            digest = hashlib.sha256(chunk.text.encode()).digest()
+            texts[digest] = chunk.text
+            rows.append(
+                (trace.id, chunk.position, digest, chunk.source_table, chunk.source_id, chunk.rank,
+                 chunk.score, chunk.score_name, chunk.retriever_run, chunk.truncated_from,
+                 _dumps(chunk.metadata))
+            )  # fmt: skip
+    if rows:
+        cursor.executemany(_INSERT_TEXT, sorted(texts.items()))
+        cursor.executemany(_INSERT_CHUNK, rows)
+
+
+def _defer_jobs(conn: "psycopg.Connection[Any]", ids: Sequence[UUID]) -> None:
+    from psycopg.errors import UniqueViolation
+
+    try:
+        with conn.transaction():  # a savepoint: a job that waits already must not abort the traces
+            conn.execute(_DEFER, (list(ids),))
+    except UniqueViolation:
+        if len(ids) > 1:
+            for trace_id in ids:
+                _defer_jobs(conn, (trace_id,))
+
+
+def _require_schema(conn: "psycopg.Connection[Any]", *, enqueue: bool) -> None:
+    """One cheap question, so that a missing schema is named instead of failing in the middle of a batch."""
+    with conn.cursor() as cursor:
+        cursor.execute(
+            "SELECT 1 WHERE to_regclass('ragblame.trace') IS NULL UNION ALL "
+            "SELECT 2 WHERE %s AND to_regtype('procrastinate_job_to_defer_v1') IS NULL",
+            (enqueue,),
+        )
+        missing = {next(iter(row.values())) if isinstance(row, dict) else row[0] for row in cursor}
+    if 1 in missing:
+        raise DatabaseError("the database has no ragblame schema yet: run `ragblame migrate`")
+    if 2 in missing:
+        raise DatabaseError("the database has no job queue (schema jobs) on its path: run `ragblame migrate`")
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _first_line(error: Exception) -> str:
+    return re.split(r"[\r\n]", str(error).strip() or type(error).__name__, maxsplit=1)[0]
