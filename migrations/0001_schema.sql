@@ -119,6 +119,7 @@ CREATE TABLE attribution (
     scored_coalitions integer NOT NULL DEFAULT 0,
     forwards      integer NOT NULL DEFAULT 0,
     backwards     integer NOT NULL DEFAULT 0,
+    tokens        bigint NOT NULL DEFAULT 0,
     seconds       double precision NOT NULL DEFAULT 0,
     PRIMARY KEY (trace_id, span, method)
 ) PARTITION BY RANGE (trace_id);
@@ -165,6 +166,7 @@ CREATE TABLE verdict (
     evidence_start integer,                         -- code points in that chunk's text
     evidence_end  integer,
     stated        text,                             -- what the chunk says instead
+    support_positions smallint[] NOT NULL DEFAULT '{}', -- further chunks that say the same
     evidence      smallint[] NOT NULL DEFAULT '{}', -- chunk positions
     confidence    double precision CHECK (confidence BETWEEN 0 AND 1),
     severity      double precision NOT NULL CHECK (severity BETWEEN 0 AND 1),
@@ -178,9 +180,11 @@ CREATE TABLE verdict (
 
 -- People ------------------------------------------------------------------------------------------------------
 
+-- A rerun renumbers spans: items and reviews follow their offsets to the new number. Where a rerun cuts the
+-- answer differently, a reviewed span that is no more gets a negative number (its reviews have the same one).
 CREATE TABLE triage_item (                          -- one flagged span in the queue
     trace_id      uuid NOT NULL,
-    span          smallint NOT NULL,
+    span          smallint NOT NULL,                -- answer_span.span; negative: see above
     state         text NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'reviewed', 'snoozed')),
     severity      double precision NOT NULL,
     signature     text NOT NULL,                    -- groups the same failure
