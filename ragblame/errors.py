@@ -54,3 +54,9 @@ class MissingExtraError(RagblameError):
     """An optional part is not installed; the message names the extra."""
 
     exit_code = 6
+
+
+class ReviewConflictError(RagblameError):
+    """Somebody else decided about the span in the meantime; nothing was overwritten."""
+
+    exit_code = 7

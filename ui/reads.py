@@ -1,0 +1,385 @@
+"""What the queue page shows, read with SQL: flagged spans by severity, traces by time, counts of each filter.
+
+Everything is filtered, ordered and paged by the server (keyset, never OFFSET), so a page costs the same
+whether the database holds a hundred traces or ten million. All functions only read.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+from psycopg import Connection
+from psycopg.rows import dict_row
+
+from ragblame.records import Cause, TraceStatus, VerdictKind
+
+PAGE_ROWS: Final = 50
+FACET_ROWS: Final = 50_000  # newest matching spans that the counts look at; bounds their cost
+CONTEXT: Final = 140  # code points of the sentence shown on either side of a flagged span
+
+
+class ItemState(StrEnum):
+    """Where a flagged span stands in the triage; values are stored."""
+
+    OPEN = "open"
+    REVIEWED = "reviewed"
+    SNOOZED = "snoozed"
+
+
+class Progress(StrEnum):
+    """How far the worker is with a trace."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    NOT_QUEUED = "not queued"  # stored without a job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What the page was asked for; ``None`` and the empty text mean no restriction."""
+
+    state: ItemState | None = ItemState.OPEN
+    verdict: VerdictKind | None = None
+    cause: Cause | None = None
+    app: str | None = None
+    model: str | None = None
+    min_severity: float = 0.0  # [0, 1]
+    text: str = ""  # words all of which occur, "quoted phrases", a trace id, run id or session id
+    since: datetime | None = None  # traces asked at or after
+    progress: Progress | None = None  # only the list of traces looks at it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """The last row of a page: the next page starts behind it."""
+
+    severity: float
+    trace_id: UUID
+    span: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueRow:
+    """One flagged span in the queue."""
+
+    trace_id: UUID
+    span: int
+    severity: float  # [0, 1]
+    state: ItemState
+    version: int
+    assignee: str | None
+    verdict: VerdictKind
+    cause: Cause | None
+    confidence: float | None  # calibrated P(unsupported), [0, 1]
+    before: str  # the sentence around the flagged text, cut to CONTEXT code points
+    flagged: str
+    after: str
+    question: str
+    app: str
+    model: str | None
+    source: str | None  # of the chunk with the largest share, else of the quoted evidence
+    asked_at: datetime
+
+    @property
+    def cursor(self) -> Cursor:
+        """The place of this row in the order of the queue."""
+        return Cursor(severity=self.severity, trace_id=self.trace_id, span=self.span)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuePage:
+    """At most ``PAGE_ROWS`` rows; ``after`` is None on the last page."""
+
+    rows: tuple[QueueRow, ...]
+    after: Cursor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceRow:
+    """One trace, whatever became of it."""
+
+    trace_id: UUID
+    asked_at: datetime
+    app: str
+    model: str | None
+    question: str
+    answer: str  # its beginning
+    status: TraceStatus
+    progress: Progress
+    error: str | None  # of the attribution
+    spans: int
+    flagged: int
+    worst: VerdictKind | None  # verdict of the most severe span
+    severity: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracesPage:
+    """At most ``PAGE_ROWS`` traces, newest first; ``before`` is None on the last page."""
+
+    rows: tuple[TraceRow, ...]
+    before: UUID | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facets:
+    """Counts beside the filters; each facet obeys all filters but its own."""
+
+    states: dict[str, int]
+    verdicts: dict[str, int]
+    causes: dict[str, int]
+    apps: dict[str, int]
+    models: dict[str, int]
+    is_partial: bool  # only the newest FACET_ROWS spans were counted
+
+
+_UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
+_WORDS = re.compile(r'"([^"]*)"|([^"\s]+)')
+
+
+def as_uuid(text: str) -> UUID | None:
+    """The UUID that ``text`` spells, or None."""
+    return UUID(text.strip()) if _UUID.fullmatch(text.strip()) else None
+
+
+def text_condition(text: str) -> tuple[str, list[Any]]:
+    """SQL over trace ``t`` for a search text, and its parameters; ("", []) for an empty text.
+
+    Nothing in the text is an operator except pairs of double quotes, because what is pasted here is a piece
+    of somebody's answer, in which "or" and "-" are just words.
+    """
+    text = text.replace("\x00", " ").strip()
+    if not text:
+        return "", []
+    if (identity := as_uuid(text)) is not None:
+        return "(t.id = %s OR t.root_run_id = %s OR t.session_id = %s)", [identity, identity, text]
+    if not re.search(r"\w", text):
+        return "strpos(t.question || ' ' || t.answer, %s) > 0", [text]
+    queries, params = [], []
+    for phrase, word in _WORDS.findall(text):
+        queries.append("phraseto_tsquery('simple', %s)" if phrase else "plainto_tsquery('simple', %s)")
+        params.append(phrase or word)
+    return f"(t.search @@ ({' && '.join(queries)}) OR t.session_id = %s)", [*params, text]
+
+
+def _trace_conditions(filters: Filters) -> tuple[list[str], list[Any]]:
+    """Conditions over trace ``t`` that both lists share: time, app, model, text."""
+    where, params = [], []
+    if filters.since is not None:
+        where.append("t.id >= ragblame.uuid_floor(%s)")
+        params.append(filters.since)
+    for column, value in (("t.app", filters.app), ("t.model", filters.model)):
+        if value is not None:
+            where.append(f"{column} = %s")
+            params.append(value)
+    condition, found = text_condition(filters.text)
+    if condition:
+        where.append(condition)
+        params.extend(found)
+    return where, params
+
+
+def _item_conditions(filters: Filters) -> tuple[list[str], list[Any]]:
+    """Conditions over trace ``t``, triage item ``i`` and verdict ``v``."""
+    where, params = _trace_conditions(filters)
+    if filters.since is not None:  # said again of the ordered table, so that its partitions are pruned too
+        where.append("i.trace_id >= ragblame.uuid_floor(%s)")
+        params.append(filters.since)
+    for column, value in (
+        ("i.state", filters.state),
+        ("v.verdict", filters.verdict),
+        ("v.cause", filters.cause),
+    ):
+        if value is not None:
+            where.append(f"{column} = %s")
+            params.append(str(value))
+    if filters.min_severity > 0:
+        where.append("i.severity >= %s")
+        params.append(filters.min_severity)
+    return where, params
+
+
+def _joined(where: list[str]) -> str:
+    return " AND ".join(where) if where else "true"
+
+
+_ITEMS = """triage_item i
+    JOIN verdict v ON v.trace_id = i.trace_id AND v.span = i.span
+    JOIN trace t ON t.id = i.trace_id"""
+
+_QUEUE = """
+WITH page AS MATERIALIZED (
+    SELECT i.trace_id, i.span, i.severity, i.state, i.version, i.assignee, v.verdict, v.cause, v.confidence,
+           v.evidence_position
+    FROM {items} WHERE {where}
+    ORDER BY {order} LIMIT %s)
+SELECT p.trace_id, p.span, p.severity, p.state, p.version, p.assignee, p.verdict, p.cause, p.confidence,
+       t.app, t.model, t.started_at AS asked_at, left(t.question, 400) AS question,
+       substr(t.answer, s.start_at + 1, least(s.end_at - s.start_at, 400)) AS flagged,
+       substr(t.answer, greatest(s.sentence_start, s.start_at - {context}) + 1,
+              s.start_at - greatest(s.sentence_start, s.start_at - {context})) AS before,
+       substr(t.answer, s.end_at + 1, greatest(0, least(s.sentence_end, s.end_at + {context}) - s.end_at))
+              AS after,
+       left(coalesce(c.metadata ->> 'source', c.metadata ->> 'title', c.source_id), 200) AS source
+FROM page p
+JOIN trace t ON t.id = p.trace_id
+JOIN answer_span s ON s.trace_id = p.trace_id AND s.span = p.span
+LEFT JOIN LATERAL (
+    SELECT h.position FROM share h
+    WHERE h.trace_id = p.trace_id AND h.span = p.span AND h.method = 'shapley' AND h.value > 0
+    ORDER BY h.value DESC LIMIT 1) top ON true
+LEFT JOIN trace_chunk c
+    ON c.trace_id = p.trace_id AND c.position = coalesce(top.position, p.evidence_position)
+ORDER BY {page_order}"""
+
+_BEHIND = "(i.severity < %s OR (i.severity = %s AND (i.trace_id < %s OR (i.trace_id = %s AND i.span > %s))))"
+_BEFORE = "(i.severity > %s OR (i.severity = %s AND (i.trace_id > %s OR (i.trace_id = %s AND i.span < %s))))"
+
+
+def _read_rows(
+    conn: Connection[Any], filters: Filters, cursor: Cursor | None, limit: int, *, backwards: bool = False
+) -> list[QueueRow]:
+    where, params = _item_conditions(filters)
+    if cursor is not None:
+        where.append(_BEFORE if backwards else _BEHIND)
+        params += [cursor.severity, cursor.severity, cursor.trace_id, cursor.trace_id, cursor.span]
+    order = (
+        "{0}.severity, {0}.trace_id, {0}.span DESC"
+        if backwards
+        else ("{0}.severity DESC, {0}.trace_id DESC, {0}.span")
+    )
+    query = _QUEUE.format(
+        items=_ITEMS,
+        where=_joined(where),
+        order=order.format("i"),
+        page_order=order.format("p"),
+        context=CONTEXT,
+    )
+    with conn.cursor(row_factory=dict_row) as rows:
+        found = rows.execute(query.encode(), [*params, limit]).fetchall()
+    return [
+        QueueRow(
+            **row
+            | {
+                "state": ItemState(row["state"]),
+                "verdict": VerdictKind(row["verdict"]),
+                "cause": None if row["cause"] is None else Cause(row["cause"]),
+            }
+        )
+        for row in found
+    ]
+
+
+def read_queue(conn: Connection[Any], filters: Filters, after: Cursor | None = None) -> QueuePage:
+    """The most severe flagged spans that match, newest first among equals."""
+    rows = _read_rows(conn, filters, after, PAGE_ROWS + 1)
+    more = len(rows) > PAGE_ROWS
+    shown = tuple(rows[:PAGE_ROWS])
+    return QueuePage(rows=shown, after=shown[-1].cursor if more else None)
+
+
+def read_neighbours(
+    conn: Connection[Any], filters: Filters, at: Cursor
+) -> tuple[QueueRow | None, QueueRow | None]:
+    """The rows right before and behind ``at`` in the queue, whether or not ``at`` itself still matches."""
+    before = _read_rows(conn, filters, at, 1, backwards=True)
+    behind = _read_rows(conn, filters, at, 1)
+    return (before[0] if before else None), (behind[0] if behind else None)
+
+
+def read_facets(conn: Connection[Any], filters: Filters) -> Facets:
+    """Counts of the values of each filter among the newest ``FACET_ROWS`` matching spans."""
+    shared = replace(filters, state=None, verdict=None, cause=None, app=None, model=None)
+    where, params = _item_conditions(shared)
+    columns = {
+        "state": filters.state,
+        "verdict": filters.verdict,
+        "cause": filters.cause,
+        "app": filters.app,
+        "model": filters.model,
+    }
+    counts = []
+    for column in columns:
+        others = {name: value for name, value in columns.items() if name != column and value is not None}
+        condition = _joined([f"{name} = %s" for name in others])
+        counts.append(
+            f"SELECT '{column}' AS facet, {column} AS value, count(*) FROM hit WHERE {condition} GROUP BY 2"
+        )
+        params += [str(value) for value in others.values()]
+    query = (
+        f"WITH hit AS MATERIALIZED (SELECT i.state, v.verdict, v.cause, t.app, t.model FROM {_ITEMS}"
+        f" WHERE {_joined(where)} ORDER BY i.trace_id DESC LIMIT {FACET_ROWS})"
+        f" {' UNION ALL '.join(counts)} UNION ALL SELECT 'all', NULL, count(*) FROM hit"
+    )
+    found: dict[str, dict[str, int]] = {name: {} for name in (*columns, "all")}
+    for facet, value, count in conn.execute(query.encode(), params).fetchall():
+        if value is not None or facet == "all":
+            found[facet][value or ""] = count
+    return Facets(
+        states=found["state"],
+        verdicts=found["verdict"],
+        causes=found["cause"],
+        apps=found["app"],
+        models=found["model"],
+        is_partial=found["all"].get("", 0) >= FACET_ROWS,
+    )
+
+
+# A waiting job is found by procrastinate's partial unique index, a running one by its index on working jobs.
+PROGRESS_SQL: Final = """CASE
+    WHEN r.state IS NOT NULL THEN r.state
+    WHEN EXISTS (SELECT FROM jobs.procrastinate_jobs j
+                 WHERE j.queueing_lock = 'attribute-' || t.id AND j.status = 'todo') THEN 'queued'
+    WHEN EXISTS (SELECT FROM jobs.procrastinate_jobs j
+                 WHERE j.worker_id IS NOT NULL AND j.status = 'doing'
+                   AND j.queueing_lock = 'attribute-' || t.id) THEN 'running'
+    ELSE 'not queued' END"""
+
+_TRACES = """
+WITH page AS MATERIALIZED (
+    SELECT t.id, {progress} AS progress, r.error FROM trace t
+    LEFT JOIN attribution_run r ON r.trace_id = t.id
+    WHERE {where} ORDER BY t.id DESC LIMIT %s)
+SELECT t.id AS trace_id, t.started_at AS asked_at, t.app, t.model, left(t.question, 400) AS question,
+       left(t.answer, 400) AS answer, t.status, p.progress, p.error, coalesce(n.spans, 0) AS spans,
+       coalesce(n.flagged, 0) AS flagged, w.verdict AS worst, coalesce(w.severity, 0) AS severity
+FROM page p JOIN trace t ON t.id = p.id
+LEFT JOIN LATERAL (
+    SELECT count(*) AS spans, count(i.span) AS flagged
+    FROM verdict v LEFT JOIN triage_item i ON i.trace_id = v.trace_id AND i.span = v.span
+    WHERE v.trace_id = p.id) n ON true
+LEFT JOIN LATERAL (
+    SELECT v.verdict, v.severity FROM verdict v WHERE v.trace_id = p.id
+    ORDER BY v.severity DESC, v.span LIMIT 1) w ON true
+ORDER BY t.id DESC"""
+
+
+def read_traces(conn: Connection[Any], filters: Filters, before: UUID | None = None) -> TracesPage:
+    """All traces that match, newest first, also those no worker has seen yet."""
+    where, params = _trace_conditions(filters)
+    if before is not None:
+        where.append("t.id < %s")
+        params.append(before)
+    if filters.progress is not None:
+        where.append(f"({PROGRESS_SQL}) = %s")
+        params.append(str(filters.progress))
+    query = _TRACES.format(progress=PROGRESS_SQL, where=_joined(where))
+    with conn.cursor(row_factory=dict_row) as rows:
+        found = rows.execute(query.encode(), [*params, PAGE_ROWS + 1]).fetchall()
+    shown = tuple(
+        TraceRow(
+            **row
+            | {
+                "status": TraceStatus(row["status"]),
+                "progress": Progress(row["progress"]),
+                "worst": None if row["worst"] is None else VerdictKind(row["worst"]),
+            }
+        )
+        for row in found[:PAGE_ROWS]
+    )
+    return TracesPage(rows=shown, before=shown[-1].trace_id if len(found) > PAGE_ROWS else None)
