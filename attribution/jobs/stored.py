@@ -41,12 +41,15 @@ Rows: TypeAlias = Callable[[str, str, str], list[Row]]  # (table, columns, order
 _METHOD_ORDER: Final = {method: index for index, method in enumerate(Method)}
 
 
-def read_explanation(conn: "psycopg.Connection[Any]", trace_id: UUID) -> Explanation | None:
+def read_explanation(
+    conn: "psycopg.Connection[Any]", trace_id: UUID, *, with_heats: bool = True
+) -> Explanation | None:
     """The stored explanation, or None when the trace was not attributed yet (or only failed).
 
     Equal to what was written, but ``CoalitionValues.log_probs`` and ``TokenHeat.values`` are rounded to
     float32, and attributions and heats come by span, then in the order of ``Method``. When the last run
-    failed over earlier results, these are returned with a note that says so.
+    failed over earlier results, these are returned with a note that says so. Without ``with_heats`` the token
+    heats, by far the largest part, stay in the database.
     Raises ``InputError`` for an unknown trace, ``DatabaseError`` when PostgreSQL fails.
     """
     from psycopg.rows import tuple_row
@@ -61,7 +64,7 @@ def read_explanation(conn: "psycopg.Connection[Any]", trace_id: UUID) -> Explana
         while True:  # a rerun may commit between two of our statements: then the first and last row differ
             trace = read_trace(conn, trace_id)
             run = rows("attribution_run", _RUN_COLUMNS, "trace_id")
-            parts = _read_parts(rows)
+            parts = _read_parts(rows, with_heats)
             if rows("attribution_run", _RUN_COLUMNS, "trace_id") == run:
                 break
     if not run or (run[0][0] == "failed" and not parts["spans"]):
@@ -131,7 +134,7 @@ def fitness_from_json(value: dict[str, Any] | None) -> Fitness | None:
     )
 
 
-def _read_parts(rows: Rows) -> dict[str, Any]:
+def _read_parts(rows: Rows, with_heats: bool) -> dict[str, Any]:
     """Everything of an Explanation that stands in a table of its own."""
     return {
         "alignments": tuple(
@@ -161,7 +164,7 @@ def _read_parts(rows: Rows) -> dict[str, Any]:
             )
         ),
         "attributions": _attributions(rows),
-        "heats": _heats(rows),
+        "heats": _heats(rows) if with_heats else (),
         "supports": tuple(_support(row) for row in rows("verdict", _SUPPORT_COLUMNS, "span")),
         "verdicts": tuple(_verdict(row) for row in rows("verdict", _VERDICT_COLUMNS, "span")),
         "coalitions": _coalitions(rows),
