@@ -1,7 +1,7 @@
-"""The one way to PostgreSQL: where it is, connections and pools that see our schemas, and the schema's migrations.
+"""The one way to PostgreSQL: where it is, connections and pools that see our schemas, and migrations.
 
-psycopg is imported here and nowhere above at module level in the plugin, so a host chain pays for it only in the
-background writer. Every failure is a ``DatabaseError`` whose text names the server and the next step.
+It imports psycopg, so the plugin imports it only in the background writer. Every failure is a
+``DatabaseError`` whose text names the server and the next step.
 """
 
 import hashlib
@@ -49,16 +49,16 @@ class SchemaState:
     def next_step(self) -> str | None:
         """What a person must do before this program can use the database; None when it is ready."""
         if self.newer_than_code:
-            return f"the database is newer than this program (it has {self.newer_than_code[-1]}): upgrade ragblame"
+            return f"the database is newer than this program ({self.newer_than_code[-1]}): upgrade ragblame"
         if self.edited:
-            return f"{self.edited[0]} was edited after it was applied: restore it and add a new migration instead"
+            return f"{self.edited[0]} was edited after it was applied: restore it and add a new file instead"
         if self.pending:
             return f"{len(self.pending)} migrations are missing: run `ragblame migrate`"
         return None
 
 
 def resolve_url(settings: Settings) -> str:
-    """The configured database, or the embedded server's URL (started when needed, kept while this process lives).
+    """The configured database, or the embedded server's, started when needed and kept while we live.
 
     Raises ``DatabaseError``.
     """
@@ -93,8 +93,8 @@ def connect(
         version = _server_version(conn)
         conn.close()
         raise DatabaseError(
-            f"PostgreSQL at {server_name(url)} is version {version}, ragblame needs {OLDEST_SERVER} or newer: upgrade "
-            "the server, or unset RAGBLAME_DATABASE_URL to use the embedded one"
+            f"PostgreSQL at {server_name(url)} is version {version}, but ragblame needs {OLDEST_SERVER}: "
+            "upgrade the server, or unset RAGBLAME_DATABASE_URL to use the embedded one"
         )
     return conn
 
@@ -107,7 +107,7 @@ def open_pool(
     application_name: str = "ragblame",
     read_only: bool = False,
 ) -> ConnectionPool:
-    """A pool whose connections are checked before use, so it survives a restart of the server; close it after use.
+    """A pool whose connections are checked before use, so it survives a restart of the server; close it.
 
     Raises ``DatabaseError`` at once when the server cannot be used. ``pool.connection()`` waits at most 10 s.
     """
@@ -131,7 +131,7 @@ def open_pool(
 
 
 def migrate(url: str, on_progress: Callable[[str], None] | None = None) -> list[str]:
-    """Bring the database up to date and make the coming weeks' partitions; returns the names of the applied files.
+    """Bring the database up to date, with the coming weeks' partitions; returns the names of what it applied.
 
     Safe to run from any number of processes at once. ``on_progress`` gets one line per step.
     Raises ``MigrationError`` (edited file, newer database, failing SQL) or another ``DatabaseError``.
@@ -163,7 +163,7 @@ def migrate(url: str, on_progress: Callable[[str], None] | None = None) -> list[
 
 
 def check_schema(url: str) -> SchemaState:
-    """What the database holds, without changing anything. Raises ``DatabaseError`` when it cannot be reached."""
+    """What the database holds; changes nothing. Raises ``DatabaseError`` when it cannot be reached."""
     with connect(url, autocommit=True, read_only=True) as conn:
         try:
             return _schema_state(conn, _migration_files())
@@ -179,10 +179,10 @@ def require_schema(url: str) -> None:
 
 
 def ensure_partitions(conn: psycopg.Connection) -> int:
-    """Make the partitions of this and the coming weeks in a transaction of its own; returns how many were new.
+    """Make the partitions of this and the coming weeks in one transaction; returns how many were new.
 
-    Call it daily. Nothing to do costs a millisecond and takes no lock. Raises ``psycopg.errors.LockNotAvailable``
-    when a long query holds the tables for more than 5 s: nothing changed then, try again later.
+    Call it daily. Nothing to do costs a millisecond and takes no lock. When a long query holds the tables for
+    more than 5 s it raises ``psycopg.errors.LockNotAvailable`` and has changed nothing: try again later.
     """
     with conn.transaction():
         conn.execute("SET LOCAL lock_timeout = '5s'")
@@ -279,8 +279,8 @@ def _only_migrator(conn: psycopg.Connection, url: str, report: Callable[[str], N
             waiting = True
         if time.monotonic() > deadline:
             raise MigrationError(
-                f"another migration of {server_name(url)} has not finished for {_LOCK_PATIENCE:.0f} s: end it "
-                "(application_name 'ragblame migrate' in pg_stat_activity) and run `ragblame migrate` again"
+                f"another migration of {server_name(url)} does not finish: end it (application_name "
+                "'ragblame migrate' in pg_stat_activity) and run `ragblame migrate` again"
             )
         time.sleep(0.1)
     try:
@@ -338,7 +338,7 @@ def _apply(conn: psycopg.Connection, name: str, text: str) -> None:
             raise  # the server's trouble, not the file's
         said = (error.diag.message_primary or str(error)).splitlines()[0]
         raise MigrationError(
-            f"migration {name} failed and was rolled back ({said}): correct the cause and run `ragblame migrate` again"
+            f"migration {name} failed and was rolled back ({said}): correct the cause, run `ragblame migrate`"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""PostgreSQL's failures in our words: one line that names the server, never the password, and ends with the next step."""
+"""PostgreSQL's failures in our words: one line with the server, never the password, and the next step."""
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -7,17 +7,17 @@ from ragblame.errors import DatabaseError
 
 OLDEST_SERVER = 16  # PostgreSQL's major version; pgvector's halfvec and our SQL are tested from here on
 
-# what libpq says before a session exists carries no SQLSTATE, only text, in the server's language where it is its own
+# what is said before a session exists carries no SQLSTATE, only text
 _WHILE_CONNECTING = (
     ("password authentication failed", "the password is wrong: correct it in RAGBLAME_DATABASE_URL"),
     ("no password supplied", "a password is needed: add it to RAGBLAME_DATABASE_URL or to ~/.pgpass"),
     (
         "authentication method requirement",
-        "it does not prove its identity by SCRAM: is it another program's port?",
+        "it cannot prove its identity: is it another program's port?",
     ),
     (
         "no pg_hba.conf entry",
-        "its pg_hba.conf does not let us in: add an entry for this host, user and database",
+        "its pg_hba.conf does not let us in: add this host, user and database",
     ),
     ("too many clients", "it has no connection left: close some or raise max_connections"),
     ("remaining connection slots", "it has no connection left: close some or raise max_connections"),
@@ -46,7 +46,7 @@ _NOT_MIGRATED = {"42P01", "3F000", "42883", "42703", "42704"}  # no such table, 
 def server_name(url: str) -> str:
     """``host:port/database`` of a libpq URL or keyword string, for messages; never holds the password.
 
-    Raises ``DatabaseError`` when the URL cannot be read, without quoting it: its password may stand anywhere in it.
+    Raises ``DatabaseError`` when the URL cannot be read, without quoting it: it holds the password somewhere.
     """
     unreadable = DatabaseError(
         "RAGBLAME_DATABASE_URL is not a libpq URL such as postgresql://user:password@host:5432/database: "
@@ -58,7 +58,7 @@ def server_name(url: str) -> str:
         raise unreadable from None
     host, port, name = (known.get(key, "") for key in ("host", "port", "dbname"))
     # an unescaped @, / or : in the password shifts its rest into these
-    if any(sign in host + name for sign in "@ ") or not port.replace(",", "").isdigit() and port:
+    if any(sign in host + name for sign in "@ ") or (port and not port.replace(",", "").isdigit()):
         raise unreadable
     host = (
         host

@@ -1,7 +1,8 @@
-"""One embedded PostgreSQL data folder: its binaries, the account that may run them, initdb, the server's command line.
+"""One embedded PostgreSQL data folder: its binaries, the account that runs them, initdb, the command line.
 
-It exists because the binaries' own launcher makes parent folders world readable, leaks servers and never restarts
-one; here nothing outside the folder changes mode. A *home* holds ``data/`` (the cluster), ``password`` and logs.
+It exists because the binaries' own launcher makes parent folders world readable, leaks servers and never
+restarts one; here nothing outside the folder changes mode. A *home* holds ``data/`` (the cluster), the
+password and the log.
 """
 
 import ctypes
@@ -29,7 +30,8 @@ ROLE = DATABASE = "ragblame"
 SYSTEM_DIR = Path(
     "/var/lib/ragblame"
 )  # root only: where a server goes whose own folder its account cannot reach
-PORTS = range(20_000, 32_000)  # below the ephemeral range, so that a stopped server finds its port free again
+PORTS = range(20_000, 32_000)  # below the ephemeral range: a stopped server finds its port free again
+HAS_PROC = Path("/proc/self/cwd").exists()
 _PR_SET_PDEATHSIG = 1
 
 
@@ -59,7 +61,7 @@ def choose_account(data: Path) -> Account | None:
             return Account(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid)
     if shutil.which("useradd") and not _has_account(ROLE):
         command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", str(SYSTEM_DIR)]
-        # a loser of the race between two first starts fails with "already exists": only the look-up below counts
+        # the loser of two first starts fails with "already exists": only the look-up below counts
         subprocess.run(
             [*command, "--shell", "/usr/sbin/nologin", ROLE], capture_output=True, check=False, cwd="/"
         )
@@ -68,8 +70,8 @@ def choose_account(data: Path) -> Account | None:
             entry = pwd.getpwnam(name)
             return Account(name=name, uid=entry.pw_uid, gid=entry.pw_gid)
     raise EmbeddedPostgresError(
-        "PostgreSQL does not run as root and no account could be made for it: run `useradd --system ragblame`, "
-        "run as an ordinary user, or set RAGBLAME_DATABASE_URL"
+        "PostgreSQL does not run as root and no account could be made for it: run "
+        "`useradd --system ragblame`, run as an ordinary user, or set RAGBLAME_DATABASE_URL"
     )
 
 
@@ -83,7 +85,7 @@ def _has_account(name: str) -> bool:
 
 
 def can_traverse(folder: Path, account: Account | None) -> bool:
-    """Whether the account can walk into a folder: execute permission on it and on every parent that exists."""
+    """Whether the account can walk into a folder: execute permission on it and on every existing parent."""
     if account is None:
         return True
     for part in (folder, *folder.parents):
@@ -103,7 +105,7 @@ def can_traverse(folder: Path, account: Account | None) -> bool:
 
 
 def find_binaries(account: Account | None = None) -> Path:
-    """The folder of ``postgres`` and ``initdb``; a copy under ``SYSTEM_DIR`` when the account cannot reach them.
+    """The folder of ``postgres`` and ``initdb``; a copy in ``SYSTEM_DIR`` if the account cannot reach it.
 
     Raises ``EmbeddedPostgresError`` naming the extra when the package is not installed.
     """
@@ -121,7 +123,7 @@ def find_binaries(account: Account | None = None) -> Path:
 
 
 def _copy_binaries(package: Path) -> Path:
-    """Root only: copy the binaries and their libraries (about 35 MB, once) to where another account can run them."""
+    """Root only: copy the binaries and their libraries (35 MB, once) to where any account can run them."""
     binary = (package / f"pginstall{MAJOR}" / "bin" / "postgres").stat()
     target = SYSTEM_DIR / f"postgresql-{MAJOR}-{binary.st_size:x}-{int(binary.st_mtime):x}"
     if not target.exists():
@@ -143,8 +145,8 @@ def _copy_binaries(package: Path) -> Path:
 def create_cluster(home: Path, account: Account | None) -> None:
     """Run initdb into ``home/data`` unless a cluster is there; all or nothing, also when killed half-way.
 
-    Leaves ``home/password`` (mode 0600) with the password of the superuser ``ragblame``, and an empty database
-    ``ragblame``. Raises ``EmbeddedPostgresError`` (disk full, a folder of another version, not a data folder).
+    Leaves ``home/password`` (mode 0600) with the password of the superuser ``ragblame``, and an empty
+    database ``ragblame``. Raises ``EmbeddedPostgresError`` (disk full, other version, not a data folder).
     """
     data, password = home / "data", home / "password"
     binaries = find_binaries(account)
@@ -201,7 +203,7 @@ def check_cluster(data: Path) -> None:
 
 
 def server_command(home: Path, port: int, binaries: Path, settings: Mapping[str, str]) -> list[str]:
-    """The server's command line: loopback TCP only, so no socket path can be too long and no folder is shared."""
+    """The command line: loopback TCP only, so no socket path can be too long and no folder is shared."""
     chosen = {
         "listen_addresses": "127.0.0.1",
         "port": str(port),
@@ -246,22 +248,34 @@ def is_ready(home: Path, pid: int) -> bool:
     return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
 
 
-def processes_in(folder: Path) -> list[int]:
-    """Process ids of every PostgreSQL process that works in this data folder (Linux; elsewhere empty)."""
+def recorded_pid(data: Path) -> int | None:
+    """The server's process id by its pid file; after a crash it may be nobody's, or another program's."""
+    try:
+        return int((data / "postmaster.pid").read_text("utf-8", "replace").splitlines()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def processes_in(data: Path) -> list[int]:
+    """Process ids of the PostgreSQL processes that work in a data folder; off Linux its server's alone."""
+    if not HAS_PROC:
+        pid = recorded_pid(data)
+        command = ["ps", "-p", str(pid), "-o", "command="]
+        known = subprocess.run(command, capture_output=True, check=False).stdout.decode("utf-8", "replace")
+        return [pid] if pid is not None and str(data) in known else []
     found = []
-    for entry in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
+    for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (entry / "cwd").readlink() == folder.resolve() and "postgres" in (
-                entry / "exe"
-            ).readlink().name:
+            if (entry / "cwd").readlink() == data.resolve() and "postgres" in (entry / "exe").readlink().name:
                 found.append(int(entry.name))
     return sorted(found)
 
 
 def choose_port(home: Path, wanted: int | None = None) -> int:
-    """A free loopback port: the wanted one if it is free, else one that depends on the folder, so that it is stable."""
+    """A free loopback port: the wanted one, else one that depends on the folder, to stay the same."""
     start = int.from_bytes(hashlib.sha256(str(home).encode()).digest()[:4], "big") % len(PORTS)
-    for port in [*([wanted] if wanted else []), *PORTS[start:], *PORTS[:start]]:
+    candidates: list[int] = [*PORTS[start:], *PORTS[:start]]
+    for port in candidates if wanted is None else [wanted, *candidates]:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as PostgreSQL does
             with suppress(OSError):

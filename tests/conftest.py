@@ -1,4 +1,4 @@
-"""Shared fixtures: a real PostgreSQL 18 with pgvector, a fresh migrated database per test, isolated settings."""
+"""Shared fixtures: a real PostgreSQL 18 with pgvector, a fresh migrated database per test, own settings."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", 
 
 @pytest.fixture(autouse=True)
 def isolated_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test reads the developer's ragblame.toml, RAGBLAME_* variables or data folder, or asks a model hub."""
+    """No test reads the developer's ragblame.toml, RAGBLAME_* variables or data folder, or asks a hub."""
     for name in [name for name in os.environ if name.upper().startswith(settings.ENV_PREFIX)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAGBLAME_DATA_DIR", str(tmp_path / "ragblame-data"))
