@@ -209,7 +209,7 @@ def _heats(rows: Rows) -> tuple[TokenHeat, ...]:
             values=tuple(values),
         )
         for span, position, method, starts, ends, values in rows(
-            "token_heat", "span position method starts ends heat", "span, position"
+            "token_heat", "span position method starts ends heat::float8[]", "span, position"
         )
     ]
     return tuple(sorted(found, key=lambda h: (h.span, _METHOD_ORDER[h.method], h.position)))

@@ -1,7 +1,7 @@
 """Which spans of a trace stand in the triage queue, and how people's work on them survives a rerun.
 
 A rerun may cut and number the spans anew, so items and reviews follow the offsets of their span: the same
-piece of the answer keeps its state, assignee and version whatever its number. Reviews are never deleted;
+piece of the answer keeps its state and assignee whatever its number. Reviews are never deleted;
 where their span is cut no more they, and its item, move to a negative number and return when it returns.
 """
 
@@ -56,7 +56,7 @@ class Item:
     @property
     def is_touched(self) -> bool:
         """Whether a person did something with it."""
-        return self.state != "open" or self.assignee is not None or self.version > 1
+        return self.state != "open" or self.assignee is not None or self.updated_at > self.created_at
 
 
 def signature(explanation: Explanation, verdict: Verdict, support: Support) -> str:
@@ -111,7 +111,9 @@ def renew_items(
         number: signature(explanation, verdict, supports[number]) for number, verdict in verdicts.items()
     }
 
-    # In place where the number stays, so that a reviewer who saves at this moment meets his own row.
+    # In place where the number stays, so that a reviewer who saves at this moment meets his own row. A number
+    # that means another span now gets a version nobody has on the screen: saving there is a conflict.
+    fresh = 1 + max((item.version for item in before.values()), default=0)
     staying = [number for number, item in kept.items() if number == item.span]
     cursor.execute(
         "DELETE FROM ragblame.triage_item WHERE trace_id = %s AND span <> ALL (%s)", (trace_id, staying)
@@ -124,12 +126,12 @@ def renew_items(
         sign = signatures.get(number) or (old.signature if old else "")
         if old is None:
             state = "reviewed" if number in reviewed_numbers else "open"
-            inserts.append((trace_id, number, state, severity, sign, None, None, 1, None, None))
+            inserts.append((trace_id, number, state, severity, sign, None, None, fresh, None, None))
         elif number == old.span:
             updates.append((severity, sign, trace_id, number))
         else:
             inserts.append(
-                (trace_id, number, old.state, severity, sign, old.assignee, old.leased_until, old.version,
+                (trace_id, number, old.state, severity, sign, old.assignee, old.leased_until, fresh,
                  old.created_at, old.updated_at)
             )  # fmt: skip
     if updates:
