@@ -1,0 +1,277 @@
+"""The only door between the mathematics and a model: log-probabilities of the answer for each coalition.
+
+Estimators see arrays, so a dictionary serves them as well as a language model does, and a faster engine or a
+remote server can take this place without any of them changing.
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ragblame.attribution.layout import Layout
+from ragblame.attribution.loading import digest_state, load
+from ragblame.errors import ModelError
+from ragblame.records import Cost, ScorerRef
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward: bounds activations whatever the batch size
+
+
+class Scorer(Protocol):
+    """What an estimator needs of a model."""
+
+    @property
+    def ref(self) -> ScorerRef:
+        """Which model this is."""
+        ...
+
+    @property
+    def cost(self) -> Cost:
+        """Everything spent so far; subtract two readings for one computation."""
+        ...
+
+    def score(self, layout: Layout, masks: Sequence[int]) -> NDArray[np.float32]:
+        """Log-probability in nats of each answer token, shape [coalition, answer token], each <= 0.
+
+        Bit i of a mask says that ``layout.players[i]`` is in the prompt; the answer is teacher-forced.
+        """
+        ...
+
+
+class TransformersScorer:
+    """A local causal LM of the transformers library.
+
+    ``model`` is taken over: evaluation mode, weights frozen. Batches are right-padded; in a causal model
+    nothing that stands later can be seen, so padding changes no answer token. Only answer rows go through the
+    output head, which runs in float32 also for half-precision models: bfloat16 logits carry errors of up to
+    0.06 nats each, as large as real effects.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        is_own_model: bool = False,
+        batch_size: int = 16,
+    ) -> None:
+        """Wrap a loaded model. Raises ``ModelError`` for encoder-decoders and models that look ahead."""
+        family = str(model.config.model_type)
+        if model.config.is_encoder_decoder:
+            raise ModelError(f"model type {family!r} is an encoder-decoder; a scorer must be a causal LM")
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                "the tokenizer is not a fast one, so tokens cannot be mapped to text; use a fast one"
+            )
+        model.train(False)
+        self.model = model.requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.family = family
+        self.ref = ScorerRef(
+            name=name or model.config.name_or_path or family,
+            revision=revision or digest_state(model),
+            is_own_model=is_own_model,
+        )
+        self.cost = Cost()
+        self._keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+        _check_causal(self)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | None = None,
+        *,
+        is_own_model: bool = False,
+        threads: int | None = None,
+        batch_size: int = 16,
+        device: str | None = None,
+    ) -> "TransformersScorer":
+        """Load from a folder or the local cache, never from the network; None: the shipped small model.
+
+        ``threads``: torch threads of this process, None for its default. Raises ``ModelError``.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if name_or_path is None:
+            from ragblame.attribution.world import shipped
+
+            name_or_path = str(shipped.model_path())
+            name = "ragblame small model"
+        else:
+            name = name_or_path
+        model, tokenizer, revision = load(name_or_path, device=device)
+        return cls(
+            model, tokenizer, name=name, revision=revision, is_own_model=is_own_model, batch_size=batch_size
+        )
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest prompt plus answer in tokens that the model was made for; None when it has no limit."""
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        return int(limit) if isinstance(limit, int) and limit > 0 else None
+
+    def check_length(self, prompt_tokens: int, answer_tokens: int) -> None:
+        """Raises ``ModelError`` naming both lengths when prompt and answer do not fit."""
+        limit = self.max_length
+        if limit is not None and prompt_tokens + answer_tokens > limit:
+            raise ModelError(
+                f"prompt ({prompt_tokens} tokens) and answer ({answer_tokens} tokens) exceed what "
+                f"{self.ref.name} reads ({limit} tokens); use a scorer with a longer context"
+            )
+
+    def score(self, layout: Layout, masks: Sequence[int]) -> NDArray[np.float32]:
+        """See ``Scorer.score``. Raises ``ModelError`` when prompt and answer exceed the model's context."""
+        started = time.perf_counter()
+        answer = layout.answer_ids
+        prompts = {mask: layout.prompt_ids(mask) for mask in dict.fromkeys(masks)}
+        self.check_length(max(map(len, prompts.values()), default=0), len(answer))
+        self._check_vocabulary(max((max(ids) for ids in (*prompts.values(), answer)), default=0))
+        rows: dict[tuple[int, ...], NDArray[np.float32]] = {}
+        forwards = tokens = 0
+        for batch in self._batches(set(prompts.values()), len(answer)):
+            for prompt, values in zip(batch, self._score_batch(batch, answer), strict=True):
+                rows[prompt] = values
+            forwards += 1
+            tokens += len(batch) * (len(batch[-1]) + len(answer))
+        table = (
+            np.stack([rows[prompts[mask]] for mask in masks])
+            if masks
+            else np.empty((0, len(answer)), np.float32)
+        )
+        self.spend(
+            scored_coalitions=len(masks),
+            forwards=forwards,
+            tokens=tokens,
+            seconds=time.perf_counter() - started,
+        )
+        return table
+
+    def spend(
+        self,
+        *,
+        scored_coalitions: int = 0,
+        forwards: int = 0,
+        backwards: int = 0,
+        tokens: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        """Add to the running cost; gradient and attention methods report through this too."""
+        spent = self.cost
+        self.cost = Cost(
+            scored_coalitions=spent.scored_coalitions + scored_coalitions,
+            forwards=spent.forwards + forwards,
+            backwards=spent.backwards + backwards,
+            tokens=spent.tokens + tokens,
+            seconds=spent.seconds + seconds,
+        )
+
+    def answer_log_probs(self, input_ids: Tensor, starts: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """Log-probabilities of the answer in each row of ``input_ids``, float32, shape [row, answer token].
+
+        Row r holds its prompt in ``[0, starts[r])``, then the answer, then padding. Keeps the autograd graph
+        when gradients are enabled.
+        """
+        first = min(starts) - 1
+        kept = input_ids.shape[1] - first
+        with self._float32_head():
+            extra: dict[str, Any] = {"logits_to_keep": kept} if self._keeps_rows else {}
+            output = self.model(input_ids=input_ids, use_cache=False, **extra)
+        logits: Tensor = output.logits[:, -kept:]
+        offsets = torch.tensor([start - 1 - first for start in starts], device=logits.device)
+        index = offsets[:, None] + torch.arange(len(answer), device=logits.device)
+        answer_rows = logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[-1])).float()
+        targets = torch.tensor(answer, device=logits.device).expand(len(starts), -1)
+        chosen = answer_rows.gather(2, targets[:, :, None]).squeeze(2)
+        return chosen - answer_rows.logsumexp(dim=2)
+
+    @torch.inference_mode()
+    def _score_batch(
+        self, prompts: Sequence[tuple[int, ...]], answer: tuple[int, ...]
+    ) -> NDArray[np.float32]:
+        length = max(map(len, prompts)) + len(answer)
+        padded = [
+            list(prompt + answer) + [answer[-1]] * (length - len(prompt) - len(answer)) for prompt in prompts
+        ]
+        values = self.answer_log_probs(
+            torch.tensor(padded, device=self.model.device), [len(prompt) for prompt in prompts], answer
+        )
+        table: NDArray[np.float32] = values.cpu().numpy()
+        if not np.isfinite(table).all():
+            raise ModelError(
+                f"{self.ref.name} gives log-probabilities that are not finite; load it in float32 or check "
+                "its weights"
+            )
+        return np.minimum(table, 0.0, dtype=np.float32)
+
+    def _batches(self, prompts: set[tuple[int, ...]], answer_length: int) -> Iterator[list[tuple[int, ...]]]:
+        """Prompts of like length together, bounded in number, padded tokens and rows for the head."""
+        batch: list[tuple[int, ...]] = []
+        for prompt in sorted(prompts, key=lambda ids: (len(ids), ids)):
+            length = len(prompt) + answer_length
+            is_full = len(batch) >= self.batch_size or (len(batch) + 1) * length > MAX_BATCH_TOKENS
+            if batch and (is_full or len(prompt) - len(batch[0]) > max(64, answer_length)):
+                yield batch
+                batch = []
+            batch.append(prompt)
+        if batch:
+            yield batch
+
+    def _check_vocabulary(self, largest: int) -> None:
+        rows = self.model.get_input_embeddings().num_embeddings
+        if isinstance(rows, int) and largest >= rows:
+            raise ModelError(
+                f"token {largest} is beyond the {rows} of {self.ref.name}: the tokenizer is "
+                "another model's; use the tokenizer saved with it"
+            )
+
+    @contextmanager
+    def _float32_head(self) -> Iterator[None]:
+        """Have the output head of a half-precision model compute in float32."""
+        get_head: Callable[[], nn.Module | None] = self.model.get_output_embeddings
+        head = get_head()
+        if not isinstance(head, nn.Linear) or head.weight.dtype == torch.float32:
+            yield
+            return
+
+        def in_float32(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+            assert isinstance(module, nn.Linear)
+            bias = None if module.bias is None else module.bias.float()
+            return nn.functional.linear(inputs[0].float(), module.weight.float(), bias)
+
+        handle: RemovableHandle = head.register_forward_hook(in_float32)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@torch.inference_mode()
+def _check_causal(scorer: TransformersScorer) -> None:
+    """Change the last token: if an earlier prediction moves, the model looks ahead and cannot be a scorer."""
+    model = scorer.model
+    rows = model.get_input_embeddings().num_embeddings
+    vocabulary = rows if isinstance(rows, int) else 2
+    ids = torch.arange(8, device=model.device)[None] % vocabulary
+    changed = ids.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % vocabulary
+    before = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    after = model(input_ids=changed, use_cache=False).logits[:, :-1].float()
+    if not torch.allclose(before, after, atol=1e-3 * (1 + float(before.abs().max()))):
+        raise ModelError(
+            f"model type {scorer.family!r} of {scorer.ref.name} reads ahead (an encoder?); "
+            "a scorer must be a causal LM"
+        )

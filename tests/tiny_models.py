@@ -1,0 +1,130 @@
+"""Tiny random models and byte-level tokenizers, built in memory: real families, real kernels, no download."""
+
+from functools import cache
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+WORDS = (
+    "Answer the question from the context. Question: Answer: The port of the checkout service is 8443. "
+    "Who owns the gateway? The gateway is owned by the harbour team. Backups run at 02:30 every night. "
+    "passage 1: passage 2: passage 3: The limit is 250 requests per second. Alice Smith is on call. "
+)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STRIPPING = (
+    "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content | trim }}</s>"
+    "{% else %}[INST] {{ m.content | trim }} [/INST]{% endif %}{% endfor %}"
+)
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}{% if add_generation_prompt %}<model>{% endif %}"
+)
+FAMILIES = ("llama", "qwen2", "gpt2", "mistral")
+
+
+@cache
+def tiny_tokenizer(
+    chat_template: str | None = None, *, adds_bos: bool = False, style: str = "byte level"
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of some 400 entries, "byte level" (like GPT-2) or "metaspace" (like SentencePiece)."""
+    specials = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    if style == "byte level":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        tokenizer.decoder = decoders.Sequence(
+            [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
+        )
+        alphabet = []
+        specials = ["<unk>", *specials, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(specials) + 420,
+        special_tokens=specials if style == "byte level" else specials[:5],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    if style != "byte level":
+        trainer = trainers.BpeTrainer(
+            vocab_size=420, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        )
+    tokenizer.train_from_iterator([WORDS] * 4, trainer)
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+        )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.chat_template = chat_template
+    return fast
+
+
+def tiny_config(family: str, *, window: int | None = None, layers: int = 3) -> PreTrainedConfig:
+    """A configuration of a family with grouped key/value heads where it has them."""
+    vocabulary = 1024
+    if family == "gpt2":
+        return GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=2048,
+            n_embd=32,
+            n_layer=layers,
+            n_head=4,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    shared = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    if family == "llama":
+        return LlamaConfig(**shared)
+    if family == "qwen2":
+        return Qwen2Config(**shared)
+    if family == "mistral":
+        return MistralConfig(**shared, sliding_window=window)
+    raise ValueError(family)
+
+
+def tiny_model(
+    family: str,
+    *,
+    window: int | None = None,
+    attention: str = "sdpa",
+    seed: int = 0,
+    layers: int = 3,
+    spread: float = 0.25,
+) -> PreTrainedModel:
+    """A random model whose weights are spread enough for attention and outputs to depend on every token."""
+    torch.manual_seed(seed)
+    config = tiny_config(family, window=window, layers=layers)
+    config.initializer_range = spread
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    assert isinstance(model, PreTrainedModel)
+    return model.eval()
