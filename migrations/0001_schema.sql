@@ -232,42 +232,65 @@ CREATE FUNCTION uuid_floor(at timestamptz) RETURNS uuid LANGUAGE sql IMMUTABLE S
     SELECT (lpad(to_hex(floor(extract(epoch FROM at) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
 $$;
 
--- Creates the weekly partitions of every trace-side table for the weeks that touch [from_at, to_at].
-CREATE FUNCTION ensure_partitions(from_at timestamptz, to_at timestamptz) RETURNS integer
-LANGUAGE plpgsql AS $$
+CREATE FUNCTION trace_side_tables() RETURNS text[] LANGUAGE sql IMMUTABLE AS $$
+    SELECT ARRAY['trace', 'trace_chunk', 'attribution_run', 'alignment', 'answer_span', 'attribution', 'share',
+        'coalition_values', 'token_heat', 'verdict', 'triage_item', 'review']
+$$;
+
+-- The weekly partitions that [from_at, to_at] touches and that do not exist; weeks start on Monday, UTC.
+CREATE FUNCTION missing_partitions(from_at timestamptz, to_at timestamptz)
+RETURNS TABLE (parent text, week timestamp) LANGUAGE sql STABLE AS $$
+    SELECT p.parent, w.week
+    FROM generate_series(date_trunc('week', from_at AT TIME ZONE 'UTC'), to_at AT TIME ZONE 'UTC', '7 days') AS w (week),
+         unnest(ragblame.trace_side_tables()) WITH ORDINALITY AS p (parent, place)
+    WHERE to_regclass(format('ragblame.%I', p.parent || to_char(w.week, '_IYYY"w"IW'))) IS NULL
+    ORDER BY w.week, p.place
+$$;
+
+-- Creates one weekly partition, moving into it what of that week already fell into the default one. Attaching
+-- leaves writers of other weeks alone, where CREATE TABLE ... PARTITION OF would lock the whole table.
+CREATE FUNCTION ensure_partition(parent text, week timestamp) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
-    parent text;
-    week   timestamp;
-    made   integer := 0;
-    part   text;
+    part     text := parent || to_char(week, '_IYYY"w"IW');
+    spare    text := parent || '_default';
+    low      uuid := ragblame.uuid_floor(week AT TIME ZONE 'UTC');
+    high     uuid := ragblame.uuid_floor((week + interval '7 days') AT TIME ZONE 'UTC');
+    key      text := CASE parent WHEN 'trace' THEN 'id' ELSE 'trace_id' END;
+    stored   text;                                  -- all columns but generated ones
 BEGIN
-    FOREACH parent IN ARRAY ARRAY['trace', 'trace_chunk', 'attribution_run', 'alignment', 'answer_span',
-        'attribution', 'share', 'coalition_values', 'token_heat', 'verdict', 'triage_item', 'review']
-    LOOP
-        week := date_trunc('week', from_at AT TIME ZONE 'UTC');
-        WHILE week <= to_at AT TIME ZONE 'UTC' LOOP
-            part := format('%s_%s', parent, to_char(week, 'IYYY"w"IW'));
-            IF to_regclass(format('ragblame.%I', part)) IS NULL THEN
-                EXECUTE format('CREATE TABLE ragblame.%I PARTITION OF ragblame.%I FOR VALUES FROM (%L) TO (%L)',
-                    part, parent,
-                    ragblame.uuid_floor(week AT TIME ZONE 'UTC'),
-                    ragblame.uuid_floor((week + interval '7 days') AT TIME ZONE 'UTC'));
-                made := made + 1;
-            END IF;
-            week := week + interval '7 days';
-        END LOOP;
-    END LOOP;
-    RETURN made;
+    PERFORM pg_advisory_xact_lock(hashtextextended('ragblame.ensure_partition', 0));  -- two workers, one partition
+    IF to_regclass(format('ragblame.%I', part)) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('CREATE TABLE ragblame.%I (LIKE ragblame.%I INCLUDING DEFAULTS INCLUDING CONSTRAINTS '
+        'INCLUDING GENERATED INCLUDING STORAGE)', part, parent);
+    IF to_regclass(format('ragblame.%I', spare)) IS NOT NULL THEN
+        SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) INTO stored FROM pg_attribute
+        WHERE attrelid = format('ragblame.%I', parent)::regclass AND attnum > 0 AND NOT attisdropped
+            AND attgenerated = '';
+        EXECUTE format('LOCK TABLE ragblame.%I IN ACCESS EXCLUSIVE MODE', spare);  -- attaching needs it anyway
+        EXECUTE format('WITH moved AS (DELETE FROM ragblame.%I WHERE %I >= %L AND %I < %L RETURNING %s) '
+            'INSERT INTO ragblame.%I (%s) SELECT %s FROM moved',
+            spare, key, low, key, high, stored, part, stored, stored);
+    END IF;
+    EXECUTE format('ALTER TABLE ragblame.%I ATTACH PARTITION ragblame.%I FOR VALUES FROM (%L) TO (%L)',
+        parent, part, low, high);
+    RETURN true;
 END
+$$;
+
+-- All of them in one transaction, for imports of old traces; a busy database makes them one by one instead
+-- (ragblame.database.ensure_partitions), so that no lock is held for long. Returns how many were made.
+CREATE FUNCTION ensure_partitions(from_at timestamptz, to_at timestamptz) RETURNS integer LANGUAGE sql AS $$
+    SELECT count(*) FILTER (WHERE ragblame.ensure_partition(m.parent, m.week))::integer
+    FROM ragblame.missing_partitions(from_at, to_at) AS m
 $$;
 
 -- Whatever falls outside the prepared weeks (a stepped clock, a long pause) still finds a home.
 DO $$
 DECLARE parent text;
 BEGIN
-    FOREACH parent IN ARRAY ARRAY['trace', 'trace_chunk', 'attribution_run', 'alignment', 'answer_span',
-        'attribution', 'share', 'coalition_values', 'token_heat', 'verdict', 'triage_item', 'review']
-    LOOP
+    FOREACH parent IN ARRAY trace_side_tables() LOOP
         EXECUTE format('CREATE TABLE ragblame.%I PARTITION OF ragblame.%I DEFAULT', parent || '_default', parent);
     END LOOP;
 END

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ragblame import postgres_binaries as binaries
 from ragblame import postgres_cluster as cluster
 from ragblame.errors import EmbeddedPostgresError
 
@@ -65,8 +66,8 @@ def ensure_running(data_dir: Path, *, timeout: float = START_TIMEOUT) -> str:
     deadline = time.monotonic() + timeout
     with _guard:
         home = find_home(data_dir)
-        cluster.find_binaries(
-            cluster.choose_account(home / "data")
+        binaries.find_binaries(
+            binaries.choose_account(home / "data")
         )  # the commonest fault, told without a detour
         _make_home(home, data_dir)
         _be_present(home, deadline)
@@ -132,11 +133,11 @@ def find_home(data_dir: Path) -> Path:
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return own
     digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
-    elsewhere = cluster.SYSTEM_DIR / f"postgres-{digest}"
+    elsewhere = binaries.SYSTEM_DIR / f"postgres-{digest}"
     for home in (own, elsewhere):
         if (home / "data").exists():
             return home
-    return own if cluster.can_traverse(data_dir, cluster.choose_account(own / "data")) else elsewhere
+    return own if binaries.can_traverse(data_dir, binaries.choose_account(own / "data")) else elsewhere
 
 
 def _make_home(home: Path, data_dir: Path) -> None:
@@ -146,7 +147,7 @@ def _make_home(home: Path, data_dir: Path) -> None:
         if not home.exists():
             home.parent.mkdir(mode=mode, parents=True, exist_ok=True)
             home.mkdir(mode=mode, exist_ok=True)
-            if home.parent == cluster.SYSTEM_DIR:
+            if home.parent == binaries.SYSTEM_DIR:
                 _log.warning("%s is closed to the server's account: its data goes to %s", data_dir, home)
         owner = home.stat().st_uid
     except OSError as error:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ragblame import postgres_cluster as cluster
 from ragblame.errors import EmbeddedPostgresError
+from ragblame.postgres_binaries import choose_account
 
 CLIENTS_LOCK = "clients.lock"  # held shared by every client process
 SUPERVISOR_LOCK = "supervisor.lock"
@@ -115,7 +116,7 @@ class _Supervisor:
         self.home = home
         self.lock = lock
         self.clients = os.open(home / CLIENTS_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        self.account = cluster.choose_account(home / "data")
+        self.account = choose_account(home / "data")
         self.port: int | None = None
         self.server: subprocess.Popen[bytes] | None = None
         self.is_asked_to_stop = False

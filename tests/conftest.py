@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from ragblame import database, postgres_cluster, settings
+from ragblame import database, postgres_binaries, postgres_cluster, settings
 
 # Durability is tested in test_postgres.py with a server of its own; everything else wants speed.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_wal_size": "512MB"}
@@ -38,7 +38,7 @@ def postgres_url() -> Iterator[str]:
     """URL of one server for the whole session; it dies with this process, however that ends."""
     # not pytest's tmp_path: its 0700 parents keep the server's account out when the suite runs as root
     home = Path(tempfile.mkdtemp(prefix="ragblame-tests-"))
-    account = postgres_cluster.choose_account(home / "data")
+    account = postgres_binaries.choose_account(home / "data")
     home.chmod(0o700 if account is None else 0o711)
     server = None
     try:
