@@ -1,7 +1,7 @@
 """The shipped small model as a LangChain chat model, so that the demo's chain is a real one.
 
-It exists because the demo must answer with no network: the host chain of the demo is built of LangChain parts,
-and this is its model. It decodes greedily, so a run can be repeated.
+It exists because the demo must answer with no network: the demo's host chain is built of LangChain parts, and
+this is its model. It decodes greedily, so a run can be repeated.
 """
 
 from pathlib import Path
