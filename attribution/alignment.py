@@ -67,7 +67,7 @@ class _Place:
 
 
 class _Claims:
-    """Regions already given to a chunk; regions never overlap, or removing one chunk would damage another."""
+    """Regions already given to a chunk: another occurrence is preferred as long as there is one."""
 
     def __init__(self) -> None:
         self._taken: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -96,10 +96,10 @@ def align_chunks(chunks: Sequence[Chunk], prompt: Sequence[Message]) -> tuple[Al
     """Place every chunk in the prompt.
 
     Returns one ``Alignment`` per chunk, in the order given; offsets are code points of the message's text.
-    Regions of different chunks never overlap: two chunks with the same text take two occurrences, in order,
-    and the second is ``missing`` where the text stands there once. A chunk whose text was cut at capture can
-    at best be ``partial``. Where a text occurs several times (chat history, a quote in the question), the
-    occurrence that fits the order and neighbourhood of the other chunks is taken. Never raises.
+    Two chunks with the same text take two occurrences, in order; they share a place only where the prompt
+    does not hold enough of them. A chunk whose text was cut at capture can at best be ``partial``. Where a
+    text occurs several times (chat history, a quote in the question), the occurrence that fits the order and
+    neighbourhood of the other chunks is taken. Never raises.
     """
     messages = [_Normalised.of(message.text) for message in prompt]
     needles = [_Normalised.of(chunk.text) for chunk in chunks]
@@ -158,17 +158,17 @@ def _joins(left: str, right: str) -> bool:
 def _choose(
     texts: Sequence[str], places: dict[str, list[_Place]], message_count: int, claims: _Claims
 ) -> dict[int, _Place]:
-    """One occurrence per chunk (by index), disjoint; fills ``claims``."""
+    """One occurrence per chunk (by index), disjoint as far as possible; fills ``claims``."""
     wanted = _best_reading(texts, places, message_count)
     chosen: dict[int, _Place] = {}
     # Long texts first: a short text that also stands inside a long one must take its own occurrence.
     for index in sorted(wanted, key=lambda i: (-len(texts[i]), i)):
         wish = wanted[index]
         free = [place for place in places[texts[index]] if claims.is_free(place)]
-        if not free:
-            continue
-        place = min(free, key=lambda p: (p.message != wish.message, abs(p.start - wish.start)))
-        claims.take(place)
+        # Shared places are real: chains drop duplicates, merge overlapping windows, quote one in another.
+        place = min(free or [wish], key=lambda p: (p.message != wish.message, abs(p.start - wish.start)))
+        if free:
+            claims.take(place)
         chosen[index] = place
     same: dict[str, list[int]] = defaultdict(list)
     for index in sorted(chosen):
