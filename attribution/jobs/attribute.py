@@ -1,0 +1,115 @@
+"""Attributes one stored trace: read, explain, write. Shared by the worker and ``ragblame explain``.
+
+No connection is held while the model works, and results that took minutes are not thrown away because
+PostgreSQL restarts at the moment of writing.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final, Protocol, TypeVar
+from uuid import UUID
+
+from ragblame import database
+from ragblame.attribution.jobs.faults import database_faults
+from ragblame.attribution.jobs.results import write_explanation, write_failure
+from ragblame.errors import DatabaseError, MissingExtraError, RagblameError
+from ragblame.records import Explanation, Trace
+from ragblame.settings import Settings
+from ragblame.suppression import suppress_capture
+from ragblame.traces import read_trace
+
+T = TypeVar("T")
+
+WAITS: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between tries while PostgreSQL is away
+_TICK: Final = 0.25  # seconds between looks at should_abort
+
+
+class Explainer(Protocol):
+    """What explains a trace: the ``Debugger``, or a stand-in in a test."""
+
+    def explain_trace(self, trace: Trace, *, should_abort: Callable[[], bool] | None = None) -> Explanation:
+        """Everything about one trace; polls ``should_abort`` between batches and then raises."""
+        ...
+
+
+class AttributionAbortedError(RagblameError):
+    """The caller asked to stop; nothing was written, so the trace must be attributed again."""
+
+
+def load_debugger(settings: Settings) -> Explainer:
+    """The debugger with the configured scorer. Raises ``ModelError`` or ``MissingExtraError``."""
+    try:
+        from ragblame.attribution.debugger import Debugger
+    except ImportError as error:
+        raise MissingExtraError(
+            f"attribution needs {error.name}: install it with pip install 'ragblame[attribution]'"
+        ) from error
+    return Debugger.from_pretrained(
+        settings.scorer,
+        is_own_model=settings.scorer_is_own_model,
+        threads=settings.threads,
+        batch_size=settings.batch_size,
+        max_exact_chunks=settings.max_exact_chunks,
+    )
+
+
+def attribute_trace(
+    url: str, explainer: Explainer, trace_id: UUID, *, should_abort: Callable[[], bool] = lambda: False
+) -> Explanation:
+    """Explain the stored trace and replace its results; returns what was written.
+
+    Raises ``InputError`` when there is no such trace, ``DatabaseError`` when PostgreSQL stays away longer
+    than ``WAITS`` together, ``AttributionAbortedError`` when ``should_abort`` says so, and whatever the
+    explainer raises.
+    """
+    trace = patiently(lambda: _read(url, trace_id), should_abort)
+    with suppress_capture():
+        try:
+            explanation = explainer.explain_trace(trace, should_abort=should_abort)
+        except Exception as error:
+            if should_abort():
+                raise AttributionAbortedError(
+                    f"attribution of trace {trace_id} was stopped; run it again"
+                ) from error
+            raise
+    patiently(lambda: _write(url, explanation), should_abort)
+    return explanation
+
+
+def store_failure(
+    url: str, trace_id: UUID, message: str, *, should_abort: Callable[[], bool] = lambda: False
+) -> None:
+    """Record why a trace was not attributed. Raises like ``attribute_trace``."""
+
+    def write() -> None:
+        with database.connect(url) as conn:
+            write_failure(conn, trace_id, message)
+
+    patiently(write, should_abort)
+
+
+def patiently(work: Callable[[], T], should_abort: Callable[[], bool]) -> T:
+    """Do database work, again while PostgreSQL is away.
+
+    Raises the last ``DatabaseError``, or ``AttributionAbortedError`` when asked to stop while waiting.
+    """
+    for wait in WAITS:
+        try:
+            return work()
+        except DatabaseError as error:
+            until = time.monotonic() + wait
+            while time.monotonic() < until:
+                if should_abort():
+                    raise AttributionAbortedError(f"stopped while waiting for PostgreSQL: {error}") from error
+                time.sleep(_TICK)
+    return work()
+
+
+def _read(url: str, trace_id: UUID) -> Trace:
+    with database.connect(url, read_only=True) as conn, database_faults("trace", trace_id):
+        return read_trace(conn, trace_id)
+
+
+def _write(url: str, explanation: Explanation) -> None:
+    with database.connect(url) as conn:
+        write_explanation(conn, explanation)
