@@ -265,7 +265,7 @@ def test_survives_the_loss_of_every_connection(database_url: str) -> None:
 
 
 def test_a_newer_job_takes_the_place_of_a_stalled_one(database_url: str) -> None:
-    """Asked for again while its worker lay dead: the rescuer ends the old job instead of failing on its lock."""
+    """Asked for again while its worker lay dead: the rescuer ends the old job, whose lock the new one has."""
     (trace_id,) = ask(database_url, "fine")
     with database.connect(database_url) as conn:
         conn.execute("UPDATE procrastinate_jobs SET status = 'doing'")
@@ -287,7 +287,8 @@ def test_prepares_partitions(database_url: str) -> None:
             row[0]
             for row in conn.execute(
                 "SELECT inhrelid::regclass::text FROM pg_inherits "
-                "WHERE inhparent = 'ragblame.trace'::regclass AND inhrelid::regclass::text NOT LIKE '%default'"
+                "WHERE inhparent = 'ragblame.trace'::regclass "
+                "AND inhrelid::regclass::text NOT LIKE '%default'"
             )
         ]
         for name in names:

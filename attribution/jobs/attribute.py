@@ -41,6 +41,8 @@ def load_debugger(settings: Settings) -> Explainer:
     try:
         from ragblame.attribution.debugger import Debugger
     except ImportError as error:
+        if (error.name or "").startswith("ragblame"):
+            raise
         raise MissingExtraError(
             f"attribution needs {error.name}: install it with pip install 'ragblame[attribution]'"
         ) from error
