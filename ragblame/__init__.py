@@ -1,1 +1,61 @@
-"""ragblame."""
+"""git blame for RAG answers: which retrieved PostgreSQL chunks caused every span of an answer.
+
+Everything here is loaded on first use, so that importing ragblame into a production chain costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ragblame.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from ragblame.attribution.debugger import Debugger
+    from ragblame.plugin.attach import attach, detach
+    from ragblame.plugin.handler import BlameHandler
+    from ragblame.plugin.pending import record_retrieval
+    from ragblame.plugin.recorder import flush
+    from ragblame.records import Chunk, Trace
+
+__version__ = "0.1.0"
+__all__ = [
+    "BlameHandler",
+    "Chunk",
+    "Debugger",
+    "Trace",
+    "__version__",
+    "attach",
+    "detach",
+    "flush",
+    "record_retrieval",
+]
+
+_HOMES = {
+    "attach": "ragblame.plugin.attach",
+    "detach": "ragblame.plugin.attach",
+    "flush": "ragblame.plugin.recorder",
+    "record_retrieval": "ragblame.plugin.pending",
+    "BlameHandler": "ragblame.plugin.handler",
+    "Debugger": "ragblame.attribution.debugger",
+    "Chunk": "ragblame.records",
+    "Trace": "ragblame.records",
+}
+_ATTRIBUTION = {"torch", "transformers", "numpy", "safetensors", "sentencex", "rapidfuzz", "captum"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ragblame' has no attribute {name!r}")
+    try:
+        value = getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if name == "Debugger" and (error.name or "").split(".")[0] in _ATTRIBUTION:
+            raise MissingExtraError(
+                f"ragblame.Debugger needs {error.name}: pip install 'ragblame[attribution]'"
+            ) from error
+        raise
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

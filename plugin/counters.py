@@ -1,0 +1,50 @@
+"""What capture did and could not do, counted per process, so that a silent fault shows in the doctor."""
+
+import logging
+import threading
+from collections import Counter
+from typing import Final
+
+logger = logging.getLogger("ragblame")
+
+MAX_WARNINGS: Final = 3  # per process and kind of trouble: a broken host must not drown in our words
+
+
+class Counters:
+    """Named counts; safe in any thread and, with a re-entrant lock, inside a garbage collection."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, count: int = 1) -> None:
+        """Count ``count`` more of ``name``."""
+        with self._lock:
+            self._counts[name] += count
+
+    def snapshot(self) -> dict[str, int]:
+        """The counts so far."""
+        with self._lock:
+            return dict(self._counts)
+
+    def note_fault(self, error: BaseException) -> None:
+        """Count an exception of ours that was kept from the host, and say so a few times."""
+        kind = type(error).__name__
+        self.add("capture_faults")
+        self.warn(f"fault {kind}", f"an event could not be captured ({kind}); the chain is not affected")
+
+    def warn(self, kind: str, message: str) -> None:
+        """Log a warning, at most ``MAX_WARNINGS`` times per kind."""
+        self.add(f"warned: {kind}")
+        with self._lock:
+            count = self._counts[f"warned: {kind}"]
+        if count <= MAX_WARNINGS:
+            logger.warning("ragblame: %s%s", message, " (not said again)" if count == MAX_WARNINGS else "")
+
+    def after_fork(self) -> None:
+        """Start from zero in a new process: the parent reports its own."""
+        self._lock = threading.RLock()
+        self._counts = Counter()
+
+
+counters: Final = Counters()  # of this process

@@ -1,0 +1,314 @@
+"""The hand-over from callbacks to storage: one queue and one background thread per process.
+
+A callback only puts a finished run tree on a queue and goes on. The thread starts with the first tree,
+assembles traces, writes them, and is waited for at exit with a deadline; what is unwritten then goes to the
+spool.
+"""
+
+import atexit
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from ragblame.plugin.assembly import Limits, assemble
+from ragblame.plugin.counters import counters
+from ragblame.plugin.run_tree import RunTree, open_runs
+from ragblame.records import Trace
+
+if TYPE_CHECKING:
+    from ragblame.plugin.writer import Writer
+    from ragblame.settings import Settings
+
+BATCH: Final = 100  # trees taken at once
+BATCH_BYTES: Final = 16_000_000
+GRACE_SECONDS: Final = 1.0  # a model that still ran at the root's end may report so long
+FLUSH_SECONDS: Final = 5.0  # until the settings are read
+
+
+@dataclass(slots=True)
+class _Flush:
+    """A mark in the queue: everything before it has been dealt with once ``done`` is set."""
+
+    done: threading.Event = field(default_factory=threading.Event)
+    is_stored: bool = False
+    is_last: bool = False  # the thread ends
+
+
+_Item: TypeAlias = "RunTree | _Flush"
+
+
+class Recorder:
+    """Takes finished run trees from any thread, without ever waiting, and sees them stored."""
+
+    def __init__(self, load_settings: "Callable[[], Settings] | None" = None) -> None:
+        self._load_settings = load_settings
+        self._lock = threading.RLock()  # re-entrant: a garbage collection may deliver events while we hold it
+        self._reset()
+
+    def _reset(self) -> None:
+        # SimpleQueue.put is re-entrant and never blocks; queue.Queue and Event would deadlock in a collection
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._writer: Writer | None = None
+        self._taken: list[RunTree] = []  # in the thread's hands, not yet stored
+        self._bytes = 0  # held by queued trees
+        self._max_traces, self._max_bytes = 10_000, 64_000_000
+        self.flush_seconds = FLUSH_SECONDS
+
+    def submit(self, tree: RunTree) -> None:
+        """Hand over a finished tree. When too much waits already, it is dropped and counted."""
+        if self._queue.qsize() >= self._max_traces or self._bytes >= self._max_bytes:
+            open_runs.seal(tree)
+            counters.add("dropped")
+            counters.warn("full", "more traces wait in memory than the limit allows; new ones are dropped")
+            return
+        with self._lock:
+            self._bytes += tree.bytes
+        self._queue.put(tree)
+        self._ensure_thread()
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until everything handed over so far is dealt with, ``timeout`` seconds at most.
+
+        Returns True when all of it is in PostgreSQL; False when some waits (in memory or on the spool) or was
+        dropped. None stands for the setting ``flush_timeout``. It blocks: not for callbacks and event loops.
+        """
+        if self._thread is None and self._queue.empty():
+            return True
+        mark = _Flush()
+        self._queue.put(mark)
+        self._ensure_thread()
+        return mark.done.wait(self.flush_seconds if timeout is None else timeout) and mark.is_stored
+
+    def close(self, timeout: float | None = None) -> None:
+        """Flush, end the thread, and put on the spool what could not be written in time."""
+        if self._thread is None and self._queue.empty():
+            return
+        mark = _Flush(is_last=True)
+        self._queue.put(mark)
+        self._ensure_thread()
+        if not mark.done.wait(self.flush_seconds if timeout is None else timeout):
+            self._rescue()
+
+    def after_fork(self) -> None:
+        """In a new process: the parent keeps its queue, thread and connection."""
+        self._lock = threading.RLock()
+        if self._writer is not None:
+            self._writer.spool.after_fork()
+            _parents_writers.append(self._writer)  # closing its connection here would end the parent's
+        self._reset()
+
+    def _ensure_thread(self) -> None:
+        thread = self._thread
+        if thread is not None and thread.is_alive():
+            return
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                return
+            thread = threading.Thread(target=self._run, name="ragblame-recorder", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the interpreter is ending: close() spools what is queued
+                counters.note_fault(error)
+                return
+            self._thread = thread
+            _register_exit()
+
+    def _run(self) -> None:
+        """The thread: take, assemble, write; a fault costs the batch it is in, never the thread."""
+        with _import_guard:
+            self._writer = writer = self._make_writer()
+        marks: list[_Flush] = []
+        waiting: list[RunTree] = []  # whose models have not ended yet
+        while True:
+            is_pausing = bool(waiting or marks)
+            for item in self._take(0.02 if is_pausing else writer.next_wakeup()):
+                (marks if isinstance(item, _Flush) else waiting).append(item)  # type: ignore[arg-type]
+            ready = [tree for tree in waiting if _is_settled(tree)]
+            waiting = [tree for tree in waiting if not _is_settled(tree)]
+            try:
+                if ready:
+                    self._store(ready, writer)
+                elif not is_pausing:
+                    writer.replay()
+                    writer.rest()
+            except Exception as error:
+                counters.add("dropped", len(ready))
+                counters.note_fault(error)
+            if marks and not waiting:
+                if self._finish(marks, writer):
+                    return
+                marks = []
+
+    def _take(self, timeout: float | None) -> list[_Item]:
+        """What is queued, a batch at most; waits for the first."""
+        items: list[_Item] = []
+        size = 0
+        try:
+            items.append(self._queue.get(timeout=timeout))
+            while len(items) < BATCH and size < BATCH_BYTES and not isinstance(items[-1], _Flush):
+                items.append(self._queue.get_nowait())
+                size += items[-1].bytes if isinstance(items[-1], RunTree) else 0
+        except queue.Empty:
+            pass
+        trees = [item for item in items if isinstance(item, RunTree)]
+        self._taken.extend(trees)
+        with self._lock:
+            self._bytes = (
+                0 if self._queue.empty() else max(0, self._bytes - sum(tree.bytes for tree in trees))
+            )
+        return items
+
+    def _store(self, trees: list[RunTree], writer: "Writer") -> None:
+        traces = []
+        for tree in trees:
+            open_runs.seal(tree)
+            trace = _assemble(tree, writer.limits)
+            if trace is not None and tree.sink is not None:
+                _give(tree.sink, trace)
+            elif trace is not None:
+                traces.append(trace)
+        try:
+            if traces:
+                writer.write(traces)
+        finally:
+            done = {id(tree) for tree in trees}
+            self._taken = [tree for tree in self._taken if id(tree) not in done]
+
+    def _finish(self, marks: list[_Flush], writer: "Writer") -> bool:
+        """Answer the flushes; whether the thread is to end."""
+        try:
+            is_stored = writer.replay(now=not writer.is_clean) and writer.is_clean
+            writer.save_counts()
+            is_last = any(mark.is_last for mark in marks)
+            if is_last:
+                writer.disconnect()
+                writer.spool.close()
+        except Exception as error:
+            counters.note_fault(error)
+            is_stored, is_last = False, any(mark.is_last for mark in marks)
+        for mark in marks:
+            mark.is_stored = is_stored
+            mark.done.set()
+        return is_last
+
+    def _make_writer(self) -> "Writer":
+        from ragblame.errors import SettingsError
+        from ragblame.plugin.writer import Writer
+        from ragblame.settings import load_settings
+
+        try:
+            settings = (self._load_settings or load_settings)()
+        except SettingsError as error:
+            counters.warn("settings", f"traces wait on the spool: {error}")
+            return Writer(None)
+        self._max_traces, self._max_bytes = settings.queue_max_traces, settings.queue_max_bytes
+        self.flush_seconds = settings.flush_timeout
+        return Writer(settings)
+
+    def _rescue(self) -> None:
+        """At exit, with the thread stuck: spool everything unwritten through a file of our own.
+
+        The thread's spool may be locked by it; what it manages to write after all is the same trace id.
+        """
+        trees = list(self._taken)
+        while True:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            trees += [item] if isinstance(item, RunTree) else []
+        if not trees:
+            return
+        from ragblame.plugin.spool import Spool
+
+        writer = self._writer or self._make_writer()
+        found = [_assemble(tree, writer.limits) for tree in trees if tree.sink is None]
+        traces = [trace for trace in found if trace is not None]
+        spool = Spool(writer.spool.folder, writer.spool.max_bytes)
+        kept = spool.append(traces)
+        spool.add_counts({"spooled": kept, "dropped": len(traces) - kept})
+        spool.close()
+
+
+def recorder() -> Recorder:
+    """The recorder of this process."""
+    return _current
+
+
+def install(replacement: Recorder) -> Recorder:
+    """Put another recorder in place (own settings, tests); returns the one before, with what it holds."""
+    global _current
+    before, _current = _current, replacement
+    return before
+
+
+def flush(timeout: float | None = None) -> bool:
+    """Wait until this process's captured traces are stored; see ``Recorder.flush``."""
+    return _current.flush(timeout)
+
+
+def _is_settled(tree: RunTree) -> bool:
+    return not tree.is_waiting or time.monotonic() - (tree.ended or 0.0) >= GRACE_SECONDS
+
+
+def _assemble(tree: RunTree, limits: Limits) -> Trace | None:
+    try:
+        return assemble(tree, limits)
+    except Exception as error:
+        counters.note_fault(error)
+        return None
+
+
+def _give(sink: Callable[[Trace], object], trace: Trace) -> None:
+    try:
+        sink(trace)
+    except Exception as error:
+        counters.note_fault(error)
+
+
+def _at_exit() -> None:
+    try:
+        _current.close()
+    except Exception as error:
+        counters.note_fault(error)
+
+
+def _register_exit() -> None:
+    """multiprocessing ends its children without atexit, but runs its own finalizers there."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _at_exit, exitpriority=100)
+
+
+def _before_fork() -> None:
+    # A fork while our thread imports psycopg would leave the child a module lock that nobody ever releases.
+    _import_guard.acquire(timeout=10.0)
+
+
+def _after_fork_in_parent() -> None:
+    if _import_guard.locked():
+        _import_guard.release()
+
+
+def _after_fork_in_child() -> None:
+    global _import_guard
+    _import_guard = threading.Lock()
+    counters.after_fork()
+    open_runs.after_fork()
+    _current.after_fork()
+
+
+_current = Recorder()
+_import_guard = threading.Lock()
+_parents_writers: list[object] = []
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )

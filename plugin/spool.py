@@ -1,0 +1,301 @@
+"""Traces on disk while PostgreSQL is away: written by one process, replayed by any later one, exactly once.
+
+A spool file belongs to the process that holds its lock; the lock ends with the process, however that ends,
+and then the file is anybody's to replay. Records carry their length and a checksum, so a torn tail costs only
+itself. Exactly once comes from the trace id: replaying a file twice changes nothing.
+"""
+
+import json
+import os
+import stat
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from ragblame.errors import InputError, RagblameError
+from ragblame.records import Trace
+from ragblame.traces import trace_from_json, trace_to_json
+
+try:
+    import fcntl
+except (
+    ImportError
+):  # pragma: no cover - without file locks a file may be replayed twice, which changes nothing
+    fcntl = None  # type: ignore[assignment]
+
+MAGIC: Final = b"ragblame spool 1\n"
+HEADER: Final = struct.Struct(">II")  # length and CRC-32 of the JSON that follows
+ROTATE_BYTES: Final = 8_000_000  # a file is closed here, so that a replay deletes as it goes
+BATCH: Final = 100  # traces handed over at once in a replay
+COUNTERS: Final = "counters.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolState:
+    """What lies in a spool folder, for the doctor."""
+
+    waiting: int  # traces to be replayed
+    bytes: int
+    oldest_seconds: float | None  # age of the oldest waiting file
+    refused: int  # traces PostgreSQL would not take, kept in *.refused
+    damaged: int  # files with unreadable records, kept in *.damaged
+    counts: Mapping[str, int] = field(default_factory=dict)  # of all processes so far: dropped, spooled, …
+
+
+class Spool:
+    """The spool folder, as one process sees it. Safe in any thread; it touches the disk."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self.lock = threading.RLock()
+        self._file: int | None = None
+        self._path: Path | None = None
+        self._size = 0
+
+    def append(self, traces: Sequence[Trace]) -> int:
+        """Keep traces on disk; returns how many found room. Raises ``OSError`` for an unusable folder."""
+        with self.lock:
+            room = self.max_bytes - self._used()
+            records = []
+            for trace in traces:
+                record = _encode(trace)
+                if len(record) > room:
+                    break
+                room -= len(record)
+                records.append(record)
+            if records:
+                self._write(b"".join(records))
+            return len(records)
+
+    def refuse(self, trace: Trace, reason: str) -> None:
+        """Keep a trace that PostgreSQL will never take, out of the way of the others, with the reason."""
+        with self.lock:
+            record = _encode(trace, reason)
+            if len(record) <= self.max_bytes - self._used():
+                self._write(record, suffix=".refused")
+
+    def has_files(self) -> bool:
+        """Whether anything waits, in this process's file or another's."""
+        return next(self._files(), None) is not None
+
+    def replay(self, write: Callable[[Sequence[Trace]], None]) -> int:
+        """Hand every waiting trace to ``write`` in order and delete what was taken; returns how many.
+
+        Files of living processes are left to them. An exception of ``write`` ends the replay; nothing is
+        lost.
+        """
+        with self.lock:
+            self.close()  # our own file is replayed like any other
+            count = 0
+            for path in list(self._files()):
+                count += _replay_file(path, write)
+            return count
+
+    def add_counts(self, counts: Mapping[str, int]) -> None:
+        """Add to the folder's running totals, which outlive every process."""
+        if not any(counts.values()):
+            return
+        with self.lock:
+            _prepare(self.folder)
+            handle = os.open(self.folder / ".counters.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                if fcntl is not None:
+                    fcntl.flock(handle, fcntl.LOCK_EX)
+                totals = _read_counts(self.folder)
+                for name, count in counts.items():
+                    totals[name] = totals.get(name, 0) + count
+                fresh = self.folder / f".{COUNTERS}.{os.getpid()}"
+                fresh.write_text(json.dumps(totals), "utf-8")
+                fresh.replace(self.folder / COUNTERS)
+            finally:
+                os.close(handle)
+
+    def close(self) -> None:
+        """Let go of the file that is being written; another process may replay it from now on."""
+        with self.lock:
+            if self._file is not None:
+                os.close(self._file)
+            self._file = self._path = None
+
+    def after_fork(self) -> None:
+        """In a new process: the file stays the parent's, whose lock the shared handle does not end."""
+        self.lock = threading.RLock()
+        self.close()
+
+    def _files(self) -> Iterator[Path]:
+        try:
+            yield from sorted(path for path in self.folder.iterdir() if path.suffix == ".spool")
+        except OSError:
+            return
+
+    def _used(self) -> int:
+        try:
+            return sum(entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file())
+        except OSError:
+            return 0
+
+    def _write(self, data: bytes, suffix: str = ".spool") -> None:
+        if self._file is not None and (
+            self._path is None or self._path.suffix != suffix or not self._is_ours()
+        ):
+            self.close()
+        if self._file is None:
+            self._open(suffix)
+        assert self._file is not None
+        start = self._size
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._file, view) :]
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, start)  # a full disk must not leave half a record before the next one
+            raise
+        self._size = start + len(data)
+        if self._size >= ROTATE_BYTES or suffix != ".spool":
+            self.close()
+
+    def _is_ours(self) -> bool:
+        """Whether the open file still stands in the folder: somebody may have cleared it away."""
+        assert self._file is not None
+        assert self._path is not None
+        try:
+            return os.path.samestat(os.fstat(self._file), self._path.lstat())
+        except OSError:
+            return False
+
+    def _open(self, suffix: str) -> None:
+        _prepare(self.folder)
+        while True:
+            name = f"{time.time_ns() // 1_000_000:013d}-{os.getpid()}-{os.urandom(4).hex()}{suffix}"
+            path = self.folder / name
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            self._file, self._path = handle, path
+            # Between creation and lock another process may have found the empty file and removed it.
+            if _lock(handle) and self._is_ours():
+                os.write(handle, MAGIC)
+                self._size = len(MAGIC)
+                return
+            self.close()
+
+
+def inspect_spool(folder: Path) -> SpoolState:
+    """What waits in a spool folder; reads only. A missing folder is an empty spool."""
+    waiting = total = refused = damaged = 0
+    oldest: float | None = None
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            size = path.stat().st_size
+            if path.suffix in (".spool", ".refused"):
+                count = sum(1 for _ in _records(path.read_bytes()))
+                waiting += count if path.suffix == ".spool" else 0
+                refused += count if path.suffix == ".refused" else 0
+                if path.suffix == ".spool" and count:
+                    age = time.time() - int(path.name.split("-")[0]) / 1_000
+                    oldest = max(age, oldest or 0.0)
+            damaged += path.suffix == ".damaged"
+        except (OSError, ValueError):
+            continue
+        total += size
+    return SpoolState(
+        waiting=waiting,
+        bytes=total,
+        oldest_seconds=oldest,
+        refused=refused,
+        damaged=damaged,
+        counts=_read_counts(folder),
+    )
+
+
+def _encode(trace: Trace, reason: str | None = None) -> bytes:
+    value = trace_to_json(trace)
+    if reason is not None:
+        value = {"refused": reason, "trace": value}
+    body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return HEADER.pack(len(body), zlib.crc32(body)) + body
+
+
+def _records(data: bytes) -> Iterator[bytes | None]:
+    """The bodies of a file's whole records, in order; None for one whose checksum is wrong."""
+    if not data.startswith(MAGIC):
+        return
+    offset = len(MAGIC)
+    while offset + HEADER.size <= len(data):
+        length, checksum = HEADER.unpack_from(data, offset)
+        body = data[offset + HEADER.size : offset + HEADER.size + length]
+        if len(body) < length:
+            return  # the tail that a crash tore off
+        yield body if zlib.crc32(body) == checksum else None
+        offset += HEADER.size + length
+
+
+def _replay_file(path: Path, write: Callable[[Sequence[Trace]], None]) -> int:
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return 0  # gone, or not ours to read
+    try:
+        if not _lock(handle) or not path.exists():
+            return 0
+        with os.fdopen(os.dup(handle), "rb") as file:
+            data = file.read()
+        is_damaged = False
+        batch: list[Trace] = []
+        count = 0
+        for body in _records(data):
+            try:
+                if body is None:
+                    raise InputError("its checksum is wrong")
+                batch.append(trace_from_json(json.loads(body)))
+            except (ValueError, RagblameError):
+                is_damaged = True
+                continue
+            if len(batch) >= BATCH:
+                write(batch)
+                count += len(batch)
+                batch = []
+        if batch:
+            write(batch)
+            count += len(batch)
+        if is_damaged:
+            path.rename(path.with_suffix(".damaged"))
+        else:
+            path.unlink()
+        return count
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder private; refuse one that others can write, they could slip traces in."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if hasattr(os, "geteuid") and found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077:
+        folder.chmod(0o700)
+    elif stat.S_IMODE(found.st_mode) & 0o022:
+        raise PermissionError(f"{folder} can be written by others: make it yours with mode 0700")
+
+
+def _read_counts(folder: Path) -> dict[str, int]:
+    try:
+        counts = json.loads((folder / COUNTERS).read_text("utf-8"))
+        return {str(name): int(count) for name, count in counts.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
