@@ -37,6 +37,8 @@ def _likeness(run: ModelRun, shown: str) -> int:
     said = (run.text or "").strip()
     if said == shown:
         return 4
+    if said.startswith(shown):
+        return 2  # a stream that was cut, however early
     if min(len(said), len(shown)) < _MIN_OVERLAP:
         return 0
     if shown.endswith(said) or shown.startswith(said) or said in shown:

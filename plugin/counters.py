@@ -16,6 +16,7 @@ class Counters:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
+        self._warnings: Counter[str] = Counter()
 
     def add(self, name: str, count: int = 1) -> None:
         """Count ``count`` more of ``name``."""
@@ -35,16 +36,16 @@ class Counters:
 
     def warn(self, kind: str, message: str) -> None:
         """Log a warning, at most ``MAX_WARNINGS`` times per kind."""
-        self.add(f"warned: {kind}")
         with self._lock:
-            count = self._counts[f"warned: {kind}"]
+            self._warnings[kind] += 1
+            count = self._warnings[kind]
         if count <= MAX_WARNINGS:
             logger.warning("ragblame: %s%s", message, " (not said again)" if count == MAX_WARNINGS else "")
 
     def after_fork(self) -> None:
         """Start from zero in a new process: the parent reports its own."""
         self._lock = threading.RLock()
-        self._counts = Counter()
+        self._counts, self._warnings = Counter(), Counter()
 
 
 counters: Final = Counters()  # of this process

@@ -324,7 +324,8 @@ class BlameHandler(BaseCallbackHandler):
         if tree is None or run is None or run.text is not None:
             return
         response = kwargs.get("response")
-        run.error = payloads.error_text(error)
+        if status_of(error) is TraceStatus.ERROR:
+            run.error = payloads.error_text(error)
         run.text = payloads.read_generation(response)[0] if response is not None else ""
         open_runs.hold(tree, run.text)
         if run_id == tree.root_id:

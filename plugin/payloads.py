@@ -259,4 +259,4 @@ def error_text(error: BaseException) -> str:
         message = str(error)
     except Exception:
         message = "(its message cannot be read)"
-    return f"{type(error).__name__}: {message}"[:_MAX_ERROR]
+    return (f"{type(error).__name__}: {message}" if message else type(error).__name__)[:_MAX_ERROR]

@@ -9,25 +9,21 @@ import json
 import os
 import stat
 import struct
+import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Final
 
 from ragblame.errors import InputError, RagblameError
 from ragblame.records import Trace
 from ragblame.traces import trace_from_json, trace_to_json
 
-try:
+if sys.platform != "win32":
     import fcntl
-except (
-    ImportError
-):  # pragma: no cover - without file locks a file may be replayed twice, which changes nothing
-    fcntl = None  # type: ignore[assignment]
 
 MAGIC: Final = b"ragblame spool 1\n"
 HEADER: Final = struct.Struct(">II")  # length and CRC-32 of the JSON that follows
@@ -106,8 +102,7 @@ class Spool:
             _prepare(self.folder)
             handle = os.open(self.folder / ".counters.lock", os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                if fcntl is not None:
-                    fcntl.flock(handle, fcntl.LOCK_EX)
+                _lock(handle, wait=True)
                 totals = _read_counts(self.folder)
                 for name, count in counts.items():
                     totals[name] = totals.get(name, 0) + count
@@ -238,7 +233,7 @@ def _records(data: bytes) -> Iterator[bytes | None]:
 
 def _replay_file(path: Path, write: Callable[[Sequence[Trace]], None]) -> int:
     try:
-        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
         return 0  # gone, or not ours to read
     try:
@@ -273,11 +268,11 @@ def _replay_file(path: Path, write: Callable[[Sequence[Trace]], None]) -> int:
         os.close(handle)
 
 
-def _lock(handle: int) -> bool:
-    if fcntl is None:
-        return True
+def _lock(handle: int, *, wait: bool = False) -> bool:
+    if sys.platform == "win32":
+        return True  # no such locks there: a file may be replayed twice, which changes nothing
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
