@@ -114,18 +114,18 @@ def build_layout(
         if chunk.position != index:
             raise InputError(f"chunk {index} has position {chunk.position}: number chunks from 0 in order")
     notes: list[str] = []
-    messages = tuple(Message(role=m.role, text=_encodable(m.text)) for m in trace.prompt)
+    messages = tuple(Message(role=m.role, text=encodable(m.text)) for m in trace.prompt)
     if not any(message.text.strip() for message in messages):
         chunks = tuple(_encodable_chunk(chunk) for chunk in trace.chunks)
         messages, alignments = default_prompt(
-            _encodable(trace.question), chunks, as_chat=bool(tokenizer.chat_template)
+            encodable(trace.question), chunks, as_chat=bool(tokenizer.chat_template)
         )
         notes.append("The prompt that was sent is not known: a default prompt with all chunks was assumed.")
     rendering = render(messages, tokenizer)
     notes.extend(rendering.notes)
     regions = _regions(alignments, rendering)
     notes.extend(_shared_text_notes(regions))
-    answer = _encodable(trace.answer)
+    answer = encodable(trace.answer)
     tokens = _encode_answer(tokenizer, answer, rendering.joiner)
     return Layout(
         prompt=rendering.text,
@@ -142,7 +142,7 @@ def build_layout(
     )
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Lone surrogates cannot be encoded; their replacement has the same length, so offsets survive."""
     return (
         "".join("�" if "\ud800" <= char <= "\udfff" else char for char in text)
@@ -160,7 +160,7 @@ def _has_surrogate(text: str) -> bool:
 
 
 def _encodable_chunk(chunk: Chunk) -> Chunk:
-    return Chunk(position=chunk.position, text=_encodable(chunk.text))
+    return Chunk(position=chunk.position, text=encodable(chunk.text))
 
 
 def _regions(alignments: Sequence[Alignment], rendering: Rendering) -> tuple[Region, ...]:

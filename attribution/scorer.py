@@ -48,6 +48,18 @@ class Scorer(Protocol):
         ...
 
 
+def spent_since(scorer: Scorer, before: Cost) -> Cost:
+    """What a scorer spent since ``before = scorer.cost`` was read."""
+    now = scorer.cost
+    return Cost(
+        scored_coalitions=now.scored_coalitions - before.scored_coalitions,
+        forwards=now.forwards - before.forwards,
+        backwards=now.backwards - before.backwards,
+        tokens=now.tokens - before.tokens,
+        seconds=now.seconds - before.seconds,
+    )
+
+
 class TransformersScorer:
     """A local causal LM of the transformers library.
 
