@@ -73,10 +73,8 @@ class QuotingModel(SimpleChatModel):
         **kwargs: Any,
     ) -> str:
         asked = set(re.findall(r"\w+", messages[-1].text.lower()))
-        sentences = re.findall(r"[^.\n]+\.", messages[0].text)
-        return max(
-            sentences, key=lambda sentence: len(asked & set(re.findall(r"\w+", sentence.lower())))
-        ).strip()
+        sentences: list[str] = re.findall(r"[^.\n]+\.", messages[0].text)
+        return max(sentences, key=lambda said: len(asked & set(re.findall(r"\w+", said.lower())))).strip()
 
 
 def build_chain(url: str) -> Runnable[str, str]:
@@ -88,7 +86,7 @@ def build_chain(url: str) -> Runnable[str, str]:
             username=str(known.get("user") or "") or None,
             password=str(known.get("password") or "") or None,
             host=str(known.get("host") or "") or None,
-            port=int(known["port"]) if known.get("port") else None,
+            port=int(str(known["port"])) if known.get("port") else None,
             database=str(known.get("dbname") or "") or None,
         )
     )
@@ -138,7 +136,7 @@ def main() -> None:
             "WHERE trace_id = %s ORDER BY position",
             trace,
         ).fetchall()
-        rows = dict(
+        rows: dict[str, str] = dict(
             conn.execute(f"SELECT langchain_id::text, content FROM public.{TABLE}".encode()).fetchall()
         )
     print(f"trace:    {trace[0] if trace else 'none'}")

@@ -33,7 +33,7 @@ def assemble(tree: RunTree, limits: Limits) -> Trace | None:
     if not _is_answered_question(tree, chunks, chosen):
         return None
     answer, generated = _answer(tree, chosen)
-    query = next((run.query for run in tree.retrievers.values() if not run.is_nested), None)
+    query = next((run.query for run in list(tree.retrievers.values()) if not run.is_nested), None)
     question = _question(tree, query, chosen)
     truncated: dict[str, int] = {}
     cutter = _Cutter(limits.max_field, truncated)
@@ -81,11 +81,11 @@ def _is_answered_question(tree: RunTree, chunks: Sequence[Chunk], chosen: ModelR
 
 def _chunks(tree: RunTree) -> Iterator[Chunk]:
     """What the outermost retrievers returned; without one, the documents that passed between steps."""
-    outer = [chunk for run in tree.retrievers.values() if not run.is_nested for chunk in run.chunks]
+    outer = [chunk for run in list(tree.retrievers.values()) if not run.is_nested for chunk in run.chunks]
     yield from outer
-    yield from tree.recorded
+    yield from list(tree.recorded)
     if not outer and not tree.recorded:
-        yield from tree.passed.values()
+        yield from list(tree.passed.values())
 
 
 def _answer(tree: RunTree, chosen: ModelRun | None) -> tuple[str, str | None]:
@@ -118,7 +118,7 @@ def _status(tree: RunTree, chosen: ModelRun | None) -> TraceStatus:
 
 def _notes(tree: RunTree, runs: Sequence[ModelRun], *, is_guess: bool) -> dict[str, Json]:
     """What else an engineer asks about a capture, kept apart from the host's own metadata."""
-    outer = [run for run in tree.retrievers.values() if not run.is_nested]
+    outer = [run for run in list(tree.retrievers.values()) if not run.is_nested]
     notes: dict[str, Json] = {"model_runs": len(runs)}
     if outer:
         notes["retrievers"] = [{"name": run.name, "query": run.query} for run in outer]

@@ -9,8 +9,6 @@ import threading
 from contextvars import ContextVar
 from typing import Any, cast
 
-from langchain_core.tracers.context import register_configure_hook
-
 from ragblame.plugin.handler import BlameHandler
 from ragblame.suppression import is_suppressed
 
@@ -48,6 +46,9 @@ def attach(app: str | None = None, *, source_table: str | None = None) -> BlameH
         if source_table is not None:
             _switch.handler.source_table = source_table
         if not _switch.is_registered:
+            # here, because it is heavy on its own (0.4 s); a host that runs chains has it loaded
+            from langchain_core.tracers.context import register_configure_hook
+
             register_configure_hook(
                 cast(ContextVar[Any], _switch), inheritable=True, handle_class=BlameHandler
             )

@@ -221,7 +221,7 @@ class BlameHandler(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         """A search begins; the query may be a rewritten question."""
-        tree = self._start(run_id, parent_run_id, tags, metadata)
+        tree = self._start(run_id, parent_run_id, tags, metadata, takes_pending=False)
         if tree is None:
             return
         table = (metadata or {}).get(payloads.TABLE_KEY)
@@ -350,6 +350,8 @@ class BlameHandler(BaseCallbackHandler):
         parent_id: UUID | None,
         tags: Sequence[str] | None,
         metadata: Mapping[str, Any] | None,
+        *,
+        takes_pending: bool = True,
     ) -> RunTree | None:
         """Enter the run; returns its tree when this is the first handler to tell of it."""
         tree, is_news = open_runs.start(run_id, parent_id, id(self))
@@ -362,7 +364,8 @@ class BlameHandler(BaseCallbackHandler):
         if run_id == tree.root_id:
             tree.app = tree.app or self.app
             tree.table = self.source_table
-            tree.recorded.extend(take_pending())
+            if takes_pending:
+                tree.recorded.extend(take_pending())
             tree.tags = tuple(clean_text(tag) for tag in tags or () if isinstance(tag, str))
             if metadata:
                 tree.session_id, tree.metadata = _read_metadata(metadata)
@@ -403,7 +406,7 @@ class BlameHandler(BaseCallbackHandler):
         if len(tree.passed) >= _MAX_PASSED or not isinstance(value, list | tuple | Mapping):
             return
         documents = payloads.documents_in(value)
-        if not documents or any(run.chunks for run in tree.retrievers.values()):
+        if not documents or any(run.chunks for run in list(tree.retrievers.values())):
             return
         for chunk in payloads.read_chunks(documents, None, tree.table):
             if tree.passed.setdefault((chunk.source_id, chunk.text), chunk) is chunk:

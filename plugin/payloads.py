@@ -7,6 +7,7 @@ the snapshot; everything else is copied.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from ragblame.records import Chunk, Json, Message
 
 MAX_DOCUMENTS: Final = 1_000  # read of one list; the recorder's own limit is lower
 _MAX_SCANNED: Final = 50  # values looked at in one dictionary
+_MAX_DEPTH: Final = 4  # nesting followed in inputs and outputs
 _MAX_ERROR: Final = 2_000  # code points kept of an exception's message
 
 QUESTION_KEYS: Final = ("question", "input", "query", "user_input", "prompt", "text", "content", "messages")
@@ -26,6 +28,7 @@ SCORE_KEYS: Final = ("score", "relevance_score", "similarity", "distance", "_sco
 ID_KEYS: Final = ("source_id", "chunk_id", "langchain_id", "row_id", "id", "_id")
 TABLE_KEY: Final = "source_table"  # in a document's or a retriever's metadata: where the row lives
 _ROLES: Final = {"AIMessageChunk": "ai", "HumanMessageChunk": "human", "SystemMessageChunk": "system"}
+_AI_TYPES: Final = ("ai", "AIMessageChunk")
 _TEXT_BLOCKS: Final = ("text", "output_text", "text-plain", "input_text")
 
 
@@ -112,23 +115,27 @@ def _text_of(mapping: Any, keys: Iterable[str]) -> str | None:
     return next((entry for key in keys if isinstance(entry := mapping.get(key), str) and entry), None)
 
 
-def question_texts(inputs: Any) -> tuple[str, ...]:
+def question_texts(inputs: Any, depth: int = 0) -> tuple[str, ...]:
     """Texts of a chain's input that may be the question, the likeliest first."""
     if isinstance(inputs, str):
         return (str.__str__(inputs),) if inputs else ()
+    if depth > _MAX_DEPTH:
+        return ()
     if is_message(inputs):
-        return question_texts(message_text(inputs.content))
+        return question_texts(message_text(inputs.content), depth + 1)
     if hasattr(inputs, "to_messages"):  # a prompt value: the prompt was rendered before the chain
-        return question_texts(inputs.to_messages())
+        return question_texts(inputs.to_messages(), depth + 1)
     if isinstance(inputs, list | tuple):
         turns = read_messages(entry for entry in inputs[-_MAX_SCANNED:] if _is_turn(entry))
         return next(((turn.text,) for turn in reversed(turns) if turn.role in ("human", "user")), ())
     if not isinstance(inputs, Mapping):
         return ()
-    known = [text for key in QUESTION_KEYS if key in inputs for text in question_texts(inputs[key])]
+    known = [
+        text for key in QUESTION_KEYS if key in inputs for text in question_texts(inputs[key], depth + 1)
+    ]
     others = [
         str.__str__(entry)
-        for key, entry in list(inputs.items())[:_MAX_SCANNED]
+        for key, entry in islice(inputs.items(), _MAX_SCANNED)
         if isinstance(entry, str) and entry and key not in QUESTION_KEYS
     ]
     return (*known, *others)
@@ -140,29 +147,20 @@ def _is_turn(entry: Any) -> bool:
     return is_message(entry) or (isinstance(entry, tuple) and len(entry) == 2)
 
 
-def answer_text(outputs: Any) -> str | None:
-    """What the user was shown, or None when the output does not say (the model's text stands for it)."""
+def answer_text(outputs: Any, depth: int = 0) -> str | None:
+    """What the user was shown; None when the output does not say, and the model's text stands for it."""
     if outputs is None or isinstance(outputs, str):
         return None if outputs is None else str.__str__(outputs)
     if isinstance(outputs, bool | int | float):
         return str(outputs)
+    if depth > _MAX_DEPTH or hasattr(outputs, "page_content"):
+        return None
     if is_message(outputs):
         return message_text(outputs.content)
-    if hasattr(outputs, "page_content"):
-        return None
     if isinstance(outputs, Mapping):
-        for key in ANSWER_KEYS:
-            text = answer_text(outputs[key]) if key in outputs else None
-            if text is not None:
-                return text
-        texts = [entry for entry in list(outputs.values())[:_MAX_SCANNED] if isinstance(entry, str)]
-        return str.__str__(texts[0]) if len(texts) == 1 else None
+        return _answer_in_mapping(outputs, depth)
     if isinstance(outputs, list | tuple):
-        said = [
-            entry
-            for entry in outputs[-_MAX_SCANNED:]
-            if getattr(entry, "type", None) in ("ai", "AIMessageChunk")
-        ]
+        said = [entry for entry in outputs[-_MAX_SCANNED:] if getattr(entry, "type", None) in _AI_TYPES]
         if said:
             return message_text(said[-1].content)
         return next((str.__str__(entry) for entry in outputs[:2] if isinstance(entry, str)), None)
@@ -175,12 +173,21 @@ def answer_text(outputs: Any) -> str | None:
     return json.dumps(clean_json(dump()), ensure_ascii=False) if callable(dump) else None
 
 
+def _answer_in_mapping(outputs: Mapping[Any, Any], depth: int) -> str | None:
+    for key in ANSWER_KEYS:
+        text = answer_text(outputs[key], depth + 1) if key in outputs else None
+        if text is not None:
+            return text
+    texts = [entry for entry in islice(outputs.values(), _MAX_SCANNED) if isinstance(entry, str)]
+    return str.__str__(texts[0]) if len(texts) == 1 else None
+
+
 def documents_in(value: Any) -> list[Any]:
     """The documents of a list, or of the first such list in a dictionary; pairs with a score count."""
     if isinstance(value, list | tuple):
         return [entry for entry in value[:MAX_DOCUMENTS] if _document_of(entry)[0] is not None]
     if isinstance(value, Mapping):
-        for entry in list(value.values())[:_MAX_SCANNED]:
+        for entry in islice(value.values(), _MAX_SCANNED):
             if isinstance(entry, list) and (found := documents_in(entry)):
                 return found
     return []

@@ -57,6 +57,7 @@ class Recorder:
         self._writer: Writer | None = None
         self._taken: list[RunTree] = []  # in the thread's hands, not yet stored
         self._bytes = 0  # held by queued trees
+        self._lost = 0  # traces known to be lost at the last flush
         self._max_traces, self._max_bytes = 10_000, 64_000_000
         self.flush_seconds = FLUSH_SECONDS
 
@@ -126,19 +127,21 @@ class Recorder:
         marks: list[_Flush] = []
         waiting: list[RunTree] = []  # whose models have not ended yet
         while True:
-            is_pausing = bool(waiting or marks)
-            for item in self._take(0.02 if is_pausing else writer.next_wakeup()):
-                (marks if isinstance(item, _Flush) else waiting).append(item)  # type: ignore[arg-type]
-            ready = [tree for tree in waiting if _is_settled(tree)]
-            waiting = [tree for tree in waiting if not _is_settled(tree)]
             try:
+                is_pausing = bool(waiting or marks)
+                for item in self._take(0.02 if is_pausing else writer.next_wakeup()):
+                    if isinstance(item, _Flush):
+                        marks.append(item)
+                    else:
+                        waiting.append(item)
+                ready = [tree for tree in waiting if _is_settled(tree)]
+                waiting = [tree for tree in waiting if not any(tree is other for other in ready)]
                 if ready:
                     self._store(ready, writer)
                 elif not is_pausing:
-                    writer.replay()
                     writer.rest()
+                writer.replay()
             except Exception as error:
-                counters.add("dropped", len(ready))
                 counters.note_fault(error)
             if marks and not waiting:
                 if self._finish(marks, writer):
@@ -183,7 +186,10 @@ class Recorder:
     def _finish(self, marks: list[_Flush], writer: "Writer") -> bool:
         """Answer the flushes; whether the thread is to end."""
         try:
-            is_stored = writer.replay(now=not writer.is_clean) and writer.is_clean
+            losses = counters.snapshot()
+            lost = sum(losses.get(name, 0) for name in ("dropped", "refused"))
+            is_stored = (writer.is_clean or writer.replay(everything=True)) and lost == self._lost
+            self._lost = lost
             writer.save_counts()
             is_last = any(mark.is_last for mark in marks)
             if is_last:

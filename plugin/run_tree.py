@@ -90,12 +90,12 @@ class RunTree:
     @property
     def is_waiting(self) -> bool:
         """Whether the root ended before a model did, as it does when a consumer leaves a stream."""
-        return any(model.text is None for model in self.models.values())
+        return any(model.text is None for model in list(self.models.values()))
 
     @property
     def has_chunks(self) -> bool:
         """Whether any retrieved text was seen."""
-        return bool(self.passed or self.recorded or any(run.chunks for run in self.retrievers.values()))
+        return bool(self.passed or self.recorded or any(run.chunks for run in list(self.retrievers.values())))
 
     @property
     def is_worth_keeping(self) -> bool:
@@ -185,7 +185,8 @@ class OpenRuns:
     def hold(self, tree: RunTree, *texts: str | None) -> None:
         """Account for text that an open tree now holds."""
         with self.lock:
-            self._bytes += tree.hold(*texts)
+            if not tree.is_sealed:
+                self._bytes += tree.hold(*texts)
 
     def seal(self, tree: RunTree) -> bool:
         """Take a tree out for good; False when somebody did already."""
@@ -215,9 +216,10 @@ class OpenRuns:
             return
         with self.lock:
             self._swept = now
-            idle = [tree for tree in self._roots.values() if now - tree.last_event > self._idle_seconds]
+            running = [tree for tree in self._roots.values() if tree.ended is None]
+            idle = [tree for tree in running if now - tree.last_event > self._idle_seconds]
             if not idle and is_full:  # the least recently active tenth, so that the scan pays
-                by_age = sorted(self._roots.values(), key=lambda tree: tree.last_event)
+                by_age = sorted(running, key=lambda tree: tree.last_event)
                 idle = by_age[: max(1, len(by_age) // 10)]
             self.evicted += len(idle)
         yield from idle

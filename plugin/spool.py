@@ -81,18 +81,21 @@ class Spool:
         """Whether anything waits, in this process's file or another's."""
         return next(self._files(), None) is not None
 
-    def replay(self, write: Callable[[Sequence[Trace]], None]) -> int:
-        """Hand every waiting trace to ``write`` in order and delete what was taken; returns how many.
+    def replay(
+        self, write: Callable[[Sequence[Trace]], None], max_files: int | None = None
+    ) -> tuple[int, bool]:
+        """Hand waiting traces to ``write`` in order and delete what was taken.
 
-        Files of living processes are left to them. An exception of ``write`` ends the replay; nothing is
-        lost.
+        Returns how many traces that were, and whether all files were gone through. Files of other living
+        processes are left to them. An exception of ``write`` ends the replay; nothing is lost.
         """
         with self.lock:
             self.close()  # our own file is replayed like any other
+            paths = list(self._files())
             count = 0
-            for path in list(self._files()):
+            for path in paths[:max_files]:
                 count += _replay_file(path, write)
-            return count
+            return count, len(paths[:max_files]) == len(paths)
 
     def add_counts(self, counts: Mapping[str, int]) -> None:
         """Add to the folder's running totals, which outlive every process."""
@@ -107,6 +110,7 @@ class Spool:
                 for name, count in counts.items():
                     totals[name] = totals.get(name, 0) + count
                 fresh = self.folder / f".{COUNTERS}.{os.getpid()}"
+                fresh.touch(0o600)
                 fresh.write_text(json.dumps(totals), "utf-8")
                 fresh.replace(self.folder / COUNTERS)
             finally:

@@ -6,10 +6,12 @@ for a growing while, so that an outage costs neither log floods nor a connection
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import psycopg
 
 from ragblame import database
-from ragblame.errors import DatabaseError, InputError, RagblameError
+from ragblame.errors import DatabaseError, RagblameError
 from ragblame.plugin.assembly import Limits
 from ragblame.plugin.counters import counters
 from ragblame.plugin.spool import Spool
@@ -17,12 +19,10 @@ from ragblame.records import Trace
 from ragblame.settings import Settings, default_data_dir
 from ragblame.traces import write_traces
 
-if TYPE_CHECKING:
-    import psycopg
-
 IDLE_SECONDS: Final = 30.0  # after which the connection is given back
 FIRST_REST: Final = 1.0  # seconds without an attempt after a failure; doubles
 LONGEST_REST: Final = 30.0
+LOOK_SECONDS: Final = 60.0  # between two looks for files that other processes left
 
 
 class Writer:
@@ -45,7 +45,9 @@ class Writer:
         self._rest = 0.0  # length of the current rest
         self._rests_until = 0.0
         self._counted: dict[str, int] = {}
-        self._may_replay = True  # files of earlier processes may lie there
+        self._looks_at = (
+            0.0  # when to look at the spool again; at once: earlier processes may have left files
+        )
 
     def write(self, traces: Sequence[Trace]) -> None:
         """Store the traces, else spool them, else count them as dropped. Never raises."""
@@ -54,33 +56,40 @@ class Writer:
                 self._store(traces)
                 self._note_recovery()
                 return
-            except (RagblameError, OSError) as error:
+            except Exception as error:
                 self._note_outage(error)
         self._to_spool(traces)
 
-    def replay(self, *, now: bool = False) -> bool:
-        """Bring spooled traces to PostgreSQL if it is time (or at once); whether nothing is left waiting."""
-        if not self._may_replay or not self.spool.has_files():
-            self._may_replay = not self.is_clean
+    def replay(self, *, everything: bool = False) -> bool:
+        """Bring spooled traces to PostgreSQL when it is time, a file a call; whether none of ours is left.
+
+        With ``everything``: all of them, and at once. Files of other living processes are left to them.
+        """
+        now = time.monotonic()
+        if not everything and now < max(self._looks_at, self._rests_until):
+            return self.is_clean
+        if not self.spool.has_files():
+            self.is_clean, self._looks_at = True, now + LOOK_SECONDS
             return True
-        if not now and time.monotonic() < self._rests_until:
-            return False
         try:
-            counters.add("replayed", self.spool.replay(self._store))
-            self._note_recovery()
-        except (RagblameError, OSError) as error:
+            count, is_done = self.spool.replay(self._store, max_files=None if everything else 1)
+            counters.add("replayed", count)
+            if count:
+                self._note_recovery()
+        except Exception as error:
             self._note_outage(error)
             return False
-        self._may_replay = self.spool.has_files()  # what is left belongs to living processes
-        self.is_clean = True
-        return True
+        if is_done:
+            self.is_clean, self._looks_at = True, now + LOOK_SECONDS
+        return self.is_clean
 
     def next_wakeup(self) -> float | None:
         """Seconds until there is something to do without a new trace; None: nothing at all."""
         now = time.monotonic()
-        if self._may_replay and self.spool.has_files():
-            return max(self._rests_until - now, FIRST_REST)
-        return max(self._used + IDLE_SECONDS - now, 0.01) if self._conn is not None else None
+        due = [self._used + IDLE_SECONDS] if self._conn is not None else []
+        if self.spool.has_files():
+            due.append(max(self._looks_at, self._rests_until))
+        return max(min(due) - now, 0.001) if due else None
 
     def rest(self) -> None:
         """Called when nothing is to be done: give an idle connection back, keep the totals."""
@@ -110,21 +119,26 @@ class Writer:
                 counters.warn("spool", f"the spool {self.spool.folder} cannot be written ({error})")
 
     def _store(self, traces: Sequence[Trace]) -> None:
-        """Write a batch in one transaction; a trace that PostgreSQL refuses is set apart."""
+        """Write a batch in one transaction; a trace that PostgreSQL refuses is set apart.
+
+        Raises ``DatabaseError`` when none can be written now.
+        """
         try:
             counters.add("written", self._transact(traces))
-        except InputError:
-            for trace in traces:
+        except DatabaseError:
+            raise
+        except Exception:
+            for trace in traces:  # one by one, to find the one that spoils the batch
                 try:
                     counters.add("written", self._transact([trace]))
-                except InputError as error:
+                except DatabaseError:
+                    raise
+                except Exception as error:
                     counters.add("refused")
                     counters.warn("refused", f"{error}; trace {trace.id} is kept in {self.spool.folder}")
                     self.spool.refuse(trace, str(error))
 
     def _transact(self, traces: Sequence[Trace]) -> int:
-        import psycopg
-
         while True:
             was_open = self._conn is not None
             conn = self._conn = self._conn or self._connect()
@@ -133,24 +147,20 @@ class Writer:
                 count = write_traces(conn, traces)
                 conn.commit()
                 return count
-            except InputError:
-                conn.rollback()
-                raise
             except (DatabaseError, psycopg.Error) as error:
                 self.disconnect()
-                cause = error.__cause__ if isinstance(error, DatabaseError) else error
-                is_fleeting = isinstance(
-                    cause, psycopg.errors.DeadlockDetected | psycopg.errors.SerializationFailure
-                )
-                if not was_open and not is_fleeting:
+                # A connection that stood open may have died with a restarted server: once more, afresh.
+                if not was_open and not _is_fleeting(error):
                     if isinstance(error, DatabaseError):
                         raise
                     raise DatabaseError(
                         f"traces could not be committed ({error}); run `ragblame doctor`"
                     ) from error
-                # A connection that stood open may have died with a restarted server: once more.
+            except Exception:
+                conn.rollback()
+                raise
 
-    def _connect(self) -> "psycopg.Connection[Any]":
+    def _connect(self) -> psycopg.Connection[Any]:
         if self.settings is None:
             raise DatabaseError("the settings cannot be read; run `ragblame doctor`")
         url = database.resolve_url(self.settings)
@@ -160,7 +170,7 @@ class Writer:
 
     def _to_spool(self, traces: Sequence[Trace]) -> None:
         self.is_clean = False
-        self._may_replay = True
+        self._looks_at = 0.0
         kept = 0
         try:
             kept = self.spool.append(traces)
@@ -178,3 +188,9 @@ class Writer:
 
     def _note_recovery(self) -> None:
         self._rest = self._rests_until = 0.0
+
+
+def _is_fleeting(error: Exception) -> bool:
+    """Whether trying again at once makes sense: two writers got in each other's way."""
+    cause = error.__cause__ if isinstance(error, DatabaseError) else error
+    return isinstance(cause, psycopg.errors.DeadlockDetected | psycopg.errors.SerializationFailure)
