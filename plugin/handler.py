@@ -5,7 +5,6 @@ carries at the moment it passes. A finished tree goes to the recorder; everythin
 """
 
 import functools
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -13,29 +12,15 @@ from uuid import UUID
 
 from langchain_core.callbacks.base import BaseCallbackHandler
 
-from ragblame.json_values import clean_json, clean_text
 from ragblame.plugin import payloads
 from ragblame.plugin.counters import counters
 from ragblame.plugin.pending import take_pending
 from ragblame.plugin.recorder import recorder
 from ragblame.plugin.run_tree import ModelRun, RetrieverRun, RunTree, open_runs, status_of
-from ragblame.records import Json, Message, Trace, TraceStatus
+from ragblame.records import Message, Trace, TraceStatus
 from ragblame.suppression import is_suppressed
 
 _Method = TypeVar("_Method", bound=Callable[..., None])
-_SESSION_KEYS = ("session_id", "thread_id", "conversation_id", "chat_id")
-_FOREIGN_PREFIXES = (
-    "ls_",
-    "lc_",
-    "langgraph_",
-    "checkpoint_",
-    "__",
-)  # written by frameworks, not by the host
-_SECRET = re.compile(
-    r"(?:^|[_\-. ])(?:key|token|auth|authorization|cookie|bearer)s?(?:$|[_\-. ])"
-    r"|api_?key|secret|passw|credential|access_?token",
-    re.IGNORECASE,
-)
 _MAX_PASSED = 1_000  # documents kept of a tree that has no retriever event
 
 
@@ -69,9 +54,7 @@ class BlameHandler(BaseCallbackHandler):
     """
 
     raise_error = False
-    run_inline = (
-        True  # a hop to an executor costs more than this handler, and lets events overtake each other
-    )
+    run_inline = True  # a hop to an executor costs more than this handler, and lets events overtake
 
     def __init__(
         self,
@@ -118,13 +101,10 @@ class BlameHandler(BaseCallbackHandler):
         inputs: Any,
         *,
         run_id: UUID,
-        parent_run_id: UUID | None = None,
-        tags: list[str] | None = None,
-        metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """A step begins; while streaming its input comes only at the end."""
-        tree = self._start(run_id, parent_run_id, tags, metadata)
+        tree = self._start(run_id, kwargs)
         if tree is None:
             return
         is_streaming = "defers_inputs" in kwargs
@@ -136,9 +116,7 @@ class BlameHandler(BaseCallbackHandler):
             self._note_documents(tree, inputs)
 
     @_safe
-    def on_chain_end(
-        self, outputs: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A step ended; the root's end finishes the trace."""
         tree = open_runs.find(run_id)
         if tree is None or tree.ended is not None:
@@ -155,9 +133,7 @@ class BlameHandler(BaseCallbackHandler):
             self._finish(tree)
 
     @_safe
-    def on_chain_error(
-        self, error: BaseException, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A step failed, was cancelled or left; at the root that ends the trace."""
         tree = open_runs.find(run_id)
         if tree is None or run_id != tree.root_id or tree.ended is not None:
@@ -173,20 +149,15 @@ class BlameHandler(BaseCallbackHandler):
         input_str: str,
         *,
         run_id: UUID,
-        parent_run_id: UUID | None = None,
-        tags: list[str] | None = None,
-        metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """A tool begins; retrievers may run inside."""
-        tree = self._start(run_id, parent_run_id, tags, metadata)
+        tree = self._start(run_id, kwargs)
         if tree is not None and run_id == tree.root_id:
             self._note_question(tree, input_str)
 
     @_safe
-    def on_tool_end(
-        self, output: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A tool ended; its artifact may be the documents it found."""
         tree = open_runs.find(run_id)
         if tree is None or tree.ended is not None:
@@ -198,9 +169,7 @@ class BlameHandler(BaseCallbackHandler):
             self._finish(tree)
 
     @_safe
-    def on_tool_error(
-        self, error: BaseException, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A tool failed; only a root tool ends the trace by it."""
         tree = open_runs.find(run_id)
         if tree is not None and run_id == tree.root_id and tree.ended is None:
@@ -215,29 +184,24 @@ class BlameHandler(BaseCallbackHandler):
         query: str,
         *,
         run_id: UUID,
-        parent_run_id: UUID | None = None,
-        tags: list[str] | None = None,
-        metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """A search begins; the query may be a rewritten question."""
-        tree = self._start(run_id, parent_run_id, tags, metadata, takes_pending=False)
+        tree = self._start(run_id, kwargs, takes_pending=False)
         if tree is None:
             return
-        table = (metadata or {}).get(payloads.TABLE_KEY)
+        table = (kwargs.get("metadata") or {}).get(payloads.TABLE_KEY)
         name = kwargs.get("name")
         tree.retrievers[run_id] = RetrieverRun(
             run_id=run_id,
             query=str.__str__(query) if isinstance(query, str) else "",
             name=name if isinstance(name, str) else None,
             table=table if isinstance(table, str) else self.source_table,
-            is_nested=tree.is_in_retriever(parent_run_id),
+            is_nested=tree.is_in_retriever(kwargs.get("parent_run_id")),
         )
 
     @_safe
-    def on_retriever_end(
-        self, documents: Sequence[Any], *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
+    def on_retriever_end(self, documents: Sequence[Any], *, run_id: UUID, **kwargs: Any) -> None:
         """A search ended: its documents are copied now, because later steps may edit them."""
         tree = open_runs.find(run_id)
         run = tree.retrievers.get(run_id) if tree is not None else None
@@ -250,9 +214,7 @@ class BlameHandler(BaseCallbackHandler):
             self._finish(tree)
 
     @_safe
-    def on_retriever_error(
-        self, error: BaseException, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A search failed; only a root retriever ends the trace by it."""
         tree = open_runs.find(run_id)
         if tree is not None and run_id == tree.root_id and tree.ended is None:
@@ -267,16 +229,13 @@ class BlameHandler(BaseCallbackHandler):
         messages: Sequence[Any],
         *,
         run_id: UUID,
-        parent_run_id: UUID | None = None,
-        tags: list[str] | None = None,
-        metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """The only place where the prompt that is really sent can be seen."""
-        tree = self._start(run_id, parent_run_id, tags, metadata)
+        tree = self._start(run_id, kwargs)
         if tree is not None:
             prompt = payloads.read_messages(messages[0] if messages else ())
-            self._start_model(tree, run_id, parent_run_id, prompt, serialized, metadata, kwargs)
+            self._start_model(tree, run_id, prompt, serialized, kwargs)
 
     @_safe
     def on_llm_start(
@@ -285,21 +244,16 @@ class BlameHandler(BaseCallbackHandler):
         prompts: list[str],
         *,
         run_id: UUID,
-        parent_run_id: UUID | None = None,
-        tags: list[str] | None = None,
-        metadata: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """A completion model begins; its prompt is one text."""
-        tree = self._start(run_id, parent_run_id, tags, metadata)
+        tree = self._start(run_id, kwargs)
         if tree is not None:
             prompt = tuple(Message(role="prompt", text=str.__str__(text)) for text in prompts[:1])
-            self._start_model(tree, run_id, parent_run_id, prompt, serialized, metadata, kwargs)
+            self._start_model(tree, run_id, prompt, serialized, kwargs)
 
     @_safe
-    def on_llm_end(
-        self, response: Any, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
+    def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A model answered; after an abandoned stream this comes later than the root's end."""
         tree = open_runs.find(run_id)
         run = tree.models.get(run_id) if tree is not None else None
@@ -315,9 +269,7 @@ class BlameHandler(BaseCallbackHandler):
             self._finish(tree)
 
     @_safe
-    def on_llm_error(
-        self, error: BaseException, *, run_id: UUID, parent_run_id: UUID | None = None, **kwargs: Any
-    ) -> None:
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A model failed or was left; what it said so far is kept."""
         tree = open_runs.find(run_id)
         run = tree.models.get(run_id) if tree is not None else None
@@ -344,17 +296,9 @@ class BlameHandler(BaseCallbackHandler):
 
     # What the events have in common ------------------------------------------------------------
 
-    def _start(
-        self,
-        run_id: UUID,
-        parent_id: UUID | None,
-        tags: Sequence[str] | None,
-        metadata: Mapping[str, Any] | None,
-        *,
-        takes_pending: bool = True,
-    ) -> RunTree | None:
+    def _start(self, run_id: UUID, event: Mapping[str, Any], *, takes_pending: bool = True) -> RunTree | None:
         """Enter the run; returns its tree when this is the first handler to tell of it."""
-        tree, is_news = open_runs.start(run_id, parent_id, id(self))
+        tree, is_news = open_runs.start(run_id, event.get("parent_run_id"), id(self))
         if tree is not None and self.explicit:
             tree.explicit = True
             tree.app = tree.app or self.app
@@ -366,9 +310,9 @@ class BlameHandler(BaseCallbackHandler):
             tree.table = self.source_table
             if takes_pending:
                 tree.recorded.extend(take_pending())
-            tree.tags = tuple(clean_text(tag) for tag in tags or () if isinstance(tag, str))
-            if metadata:
-                tree.session_id, tree.metadata = _read_metadata(metadata)
+            tree.tags = tuple(tag for tag in event.get("tags") or () if isinstance(tag, str))
+            if event.get("metadata"):
+                tree.session_id, tree.metadata = payloads.read_metadata(event["metadata"])
             for overdue in open_runs.overdue():
                 overdue.status = TraceStatus.ABANDONED
                 counters.add("evicted_runs")
@@ -379,21 +323,19 @@ class BlameHandler(BaseCallbackHandler):
         self,
         tree: RunTree,
         run_id: UUID,
-        parent_id: UUID | None,
         prompt: tuple[Message, ...],
         serialized: Any,
-        metadata: Mapping[str, Any] | None,
-        kwargs: Mapping[str, Any],
+        event: Mapping[str, Any],
     ) -> None:
         model, provider = payloads.read_model(
-            serialized, metadata or {}, kwargs.get("invocation_params") or {}
+            serialized, event.get("metadata") or {}, event.get("invocation_params") or {}
         )
         tree.models[run_id] = ModelRun(
             run_id=run_id,
             prompt=prompt,
             model=model,
             provider=provider,
-            in_retriever=tree.is_in_retriever(parent_id),
+            in_retriever=tree.is_in_retriever(event.get("parent_run_id")),
         )
         open_runs.hold(tree, *(message.text for message in prompt))
 
@@ -430,17 +372,3 @@ def _restore(app: str | None, source_table: str | None, explicit: bool) -> Blame
     handler = BlameHandler(app, source_table=source_table)
     handler.explicit = explicit
     return handler
-
-
-def _read_metadata(metadata: Mapping[str, Any]) -> tuple[str | None, dict[str, Json]]:
-    """Session and the host's own metadata, without what looks like a credential or a framework's."""
-    session = next(
-        (str(metadata[key]) for key in _SESSION_KEYS if isinstance(metadata.get(key), str | int)), None
-    )
-    own = {
-        key: value
-        for key, value in metadata.items()
-        if isinstance(key, str) and not key.startswith(_FOREIGN_PREFIXES) and not _SECRET.search(key)
-    }
-    kept = clean_json(own)
-    return session, kept if isinstance(kept, dict) else {}

@@ -6,6 +6,7 @@ the snapshot; everything else is copied.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
@@ -30,6 +31,20 @@ TABLE_KEY: Final = "source_table"  # in a document's or a retriever's metadata: 
 _ROLES: Final = {"AIMessageChunk": "ai", "HumanMessageChunk": "human", "SystemMessageChunk": "system"}
 _AI_TYPES: Final = ("ai", "AIMessageChunk")
 _TEXT_BLOCKS: Final = ("text", "output_text", "text-plain", "input_text")
+
+_SESSION_KEYS = ("session_id", "thread_id", "conversation_id", "chat_id")
+_FOREIGN_PREFIXES = (
+    "ls_",
+    "lc_",
+    "langgraph_",
+    "checkpoint_",
+    "__",
+)  # written by frameworks, not by the host
+_SECRET = re.compile(
+    r"(?:^|[_\-. ])(?:key|token|auth|authorization|cookie|bearer)s?(?:$|[_\-. ])"
+    r"|api_?key|secret|passw|credential|access_?token",
+    re.IGNORECASE,
+)
 
 
 def message_text(content: Any, *, placeholders: bool = False) -> str:
@@ -267,3 +282,17 @@ def error_text(error: BaseException) -> str:
     except Exception:
         message = "(its message cannot be read)"
     return (f"{type(error).__name__}: {message}" if message else type(error).__name__)[:_MAX_ERROR]
+
+
+def read_metadata(metadata: Mapping[str, Any]) -> tuple[str | None, dict[str, Json]]:
+    """Session and the host's own metadata, without what looks like a credential or a framework's."""
+    session = next(
+        (str(metadata[key]) for key in _SESSION_KEYS if isinstance(metadata.get(key), str | int)), None
+    )
+    own = {
+        key: value
+        for key, value in metadata.items()
+        if isinstance(key, str) and not key.startswith(_FOREIGN_PREFIXES) and not _SECRET.search(key)
+    }
+    kept = clean_json(own)
+    return session, kept if isinstance(kept, dict) else {}

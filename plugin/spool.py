@@ -91,11 +91,14 @@ class Spool:
         """
         with self.lock:
             self.close()  # our own file is replayed like any other
-            paths = list(self._files())
-            count = 0
-            for path in paths[:max_files]:
-                count += _replay_file(path, write)
-            return count, len(paths[:max_files]) == len(paths)
+            count = files = 0
+            for path in list(self._files()):
+                if max_files is not None and files >= max_files:
+                    return count, False
+                taken = _replay_file(path, write)
+                if taken is not None:
+                    count, files = count + taken, files + 1
+            return count, True
 
     def add_counts(self, counts: Mapping[str, int]) -> None:
         """Add to the folder's running totals, which outlive every process."""
@@ -235,14 +238,15 @@ def _records(data: bytes) -> Iterator[bytes | None]:
         offset += HEADER.size + length
 
 
-def _replay_file(path: Path, write: Callable[[Sequence[Trace]], None]) -> int:
+def _replay_file(path: Path, write: Callable[[Sequence[Trace]], None]) -> int | None:
+    """How many traces were taken from the file; None: it is gone, unreadable or another process's."""
     try:
         handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
-        return 0  # gone, or not ours to read
+        return None
     try:
         if not _lock(handle) or not path.exists():
-            return 0
+            return None
         with os.fdopen(os.dup(handle), "rb") as file:
             data = file.read()
         is_damaged = False
