@@ -1,0 +1,134 @@
+"""Makes words comparable: folded, lightly stemmed, with their place, so that support never hangs on spelling.
+
+Deliberately small and without language models: everything here is a table or a rule one can read. English
+function words are known; any other language is compared word by word, and scripts without spaces by
+character pairs.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+_WORD = re.compile(r"[^\W_]+(?:[’'`][^\W\d_]+)*")
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": "-", "−": "-"})
+_UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+def _table(listed: str) -> frozenset[str]:
+    return frozenset(listed.split())
+
+
+STOP_WORDS = _table("""
+    a about above across after again against all also although always am an and any anyone anything
+    are aren't as at be because been before being below between both but by can could did do does
+    doing done down during each either else etc even ever every few for from further had has have
+    having he her here hers herself him himself his how however i if in into is it its itself just
+    let like likely made make makes many may me might mine more most much must my myself of off
+    often on once one only onto or other others our ours out over own per perhaps rather same shall
+    she should since so some someone something such than that the their theirs them themselves then
+    there these they this those though through thus to together too toward towards under until up
+    upon us use used uses using very via was we well were what when where whether which while who
+    whom whose why will with within would yes you your yours
+""")
+# Words in which an answer talks about itself and its sources: they claim nothing about the world.
+META_WORDS = _table("""
+    according additionally answer answers based below context contexts document documents given
+    information mention mentioned mentions note passage passages provide provided provides question
+    response sure text following here's hope help helps please summary overall conclusion
+""")
+NEGATIONS = _table(
+    "no not never none neither nor nothing nobody nowhere without cannot unable lacks lack fails"
+)
+PRONOUNS = _table("it its he his she her they their them this these that those such there")
+_SUFFIXES = (
+    ("ational", "ate"), ("ization", "ize"), ("isation", "ize"), ("ingly", ""), ("edly", ""), ("ments", ""),
+    ("ment", ""), ("nesses", ""), ("ness", ""), ("ations", "ate"), ("ation", "ate"), ("ities", "ity"),
+    ("sses", "ss"), ("ies", "y"), ("ied", "y"), ("ing", ""), ("ers", ""), ("ed", ""), ("er", ""), ("ly", ""),
+    ("es", ""), ("s", ""),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word with its place in the text it came from."""
+
+    surface: str
+    folded: str  # compatibility-folded, case-folded, without accents
+    stem: str
+    start: int  # code points
+    end: int
+
+    @property
+    def is_content(self) -> bool:
+        """Whether the word can carry a claim."""
+        return self.folded not in STOP_WORDS and self.folded not in META_WORDS and not self.is_negation
+
+    @property
+    def is_negation(self) -> bool:
+        return self.folded in NEGATIONS or self.folded.endswith("n't")
+
+    @property
+    def is_capital(self) -> bool:
+        return self.surface[0].isupper()
+
+
+@lru_cache(maxsize=65_536)
+def fold(text: str) -> str:
+    """Case, compatibility forms, accents and typographic quotes folded away; the length may change."""
+    if text.isascii():
+        return text.lower().translate(_QUOTES)
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(char for char in plain if not unicodedata.combining(char)).translate(_QUOTES)
+
+
+@lru_cache(maxsize=65_536)
+def stem(folded: str) -> str:
+    """A light, consistent stem: plural, tense and a few derivations; never shorter than three letters."""
+    if folded.endswith("'s"):
+        folded = folded[:-2]
+    if len(folded) < 4 or not folded.isalpha():
+        return folded
+    for suffix, other in _SUFFIXES:
+        if folded.endswith(suffix) and len(folded) - len(suffix) + len(other) >= 3:
+            if suffix == "s" and folded.endswith("ss"):
+                return folded
+            root = folded[: len(folded) - len(suffix)] + other
+            if suffix in ("ing", "ed", "er", "ers") and len(root) > 3 and root[-1] == root[-2] not in "ls":
+                root = root[:-1]
+            return root[:-1] if len(root) > 3 and root[-1] == "e" else root
+    return folded[:-1] if len(folded) > 4 and folded[-1] == "e" else folded
+
+
+def words(text: str) -> list[Word]:
+    """The words of a text in order; runs of scripts without spaces give one word per character pair."""
+    found = []
+    for match in _WORD.finditer(text):
+        surface = match[0]
+        if _UNSPACED.search(surface):
+            found.extend(_pairs(surface, match.start()))
+            continue
+        folded = fold(surface) or surface
+        found.append(Word(surface, folded, stem(folded), match.start(), match.end()))
+    return found
+
+
+def _pairs(run: str, at: int) -> Iterable[Word]:
+    size = min(2, len(run))
+    for offset in range(len(run) - size + 1):
+        pair = run[offset : offset + size]
+        folded = fold(pair) or pair
+        yield Word(pair, folded, folded, at + offset, at + offset + size)
+
+
+def content_stems(text: str) -> frozenset[str]:
+    """Stems of the words that can carry a claim."""
+    return frozenset(word.stem for word in words(text) if word.is_content)
+
+
+def is_negated(items: Iterable[Word]) -> bool:
+    """Whether an odd number of negations stands among the words."""
+    return sum(word.is_negation for word in items) % 2 == 1

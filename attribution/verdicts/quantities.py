@@ -1,0 +1,306 @@
+"""Reads numbers, units, money, ranges, dates, times and codes out of text: "1,500 ms" equals "1.5 s".
+
+A quantity keeps where it stands; two quantities can be the *same value* (the answer repeats the chunk) or of
+the *same kind* (so that a chunk which states another one contradicts the answer).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+from ragblame.attribution.verdicts.normalise import fold
+from ragblame.records import SpanKind
+
+_MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec"
+_MONTH_OF = {name: number for number, name in enumerate(_MONTHS.split(), 1)}
+_MONTH = (
+    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?"
+    r"|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
+)
+_UNITS_TO_TWENTY = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty"
+)
+_TENS = "thirty forty fifty sixty seventy eighty ninety"
+_SMALL = {word: value for value, word in enumerate(_UNITS_TO_TWENTY.split())} | {
+    word: 10 * tens for tens, word in enumerate(_TENS.split(), 3)
+}
+_SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12, "dozen": 12.0}
+_SHORT_SCALES = {"k": 1e3, "m": 1e6, "mn": 1e6, "bn": 1e9, "b": 1e9, "tn": 1e12}
+MAX_QUANTITIES = 200  # read from one text, which is a sentence: bounds the work on a page of digits
+MAX_DIGITS = 40  # a longer run of digits is compared as a code, not as a number
+_CURRENCIES = {"$": "usd", "€": "eur", "£": "gbp", "¥": "jpy", "₹": "inr"}
+_UNITS: dict[str, tuple[str, float]] = {}
+for _dimension, _table in {
+    "time": "ms millisecond milliseconds msec:0.001 s sec secs second seconds:1 min mins minute minutes:60 "
+    "h hr hrs hour hours:3600 day days:86400 week weeks wk wks:604800 month months:2629800 "
+    "year years yr yrs:31557600 decade decades:315576000 century centuries:3155760000",
+    "length": "mm millimeter millimeters millimetre millimetres:0.001 cm centimeter centimeters centimetre "
+    "centimetres:0.01 m meter meters metre metres:1 km kilometer kilometers kilometre kilometres:1000 "
+    "inch inches:0.0254 ft foot feet:0.3048 yd yard yards:0.9144 mi mile miles:1609.344",
+    "mass": "mg milligram milligrams:0.001 g gram grams:1 kg kilogram kilograms kilo kilos:1000 "
+    "oz ounce ounces:28.349523125 lb lbs pound pounds:453.59237 tonne tonnes:1000000",
+    "volume": "ml milliliter milliliters millilitre millilitres:0.001 l liter liters litre litres:1 "
+    "cup cups:0.2365882365 tbsp tablespoon tablespoons:0.01478676478125 "
+    "tsp teaspoon teaspoons:0.00492892159375 gallon gallons:3.785411784 quart quarts:0.946352946 "
+    "pint pints:0.473176473",
+    "data": "byte bytes:1 kb:1000 mb:1000000 gb:1000000000 tb:1000000000000 pb:1000000000000000 "
+    "kib:1024 mib:1048576 gib:1073741824 tib:1099511627776",
+    "percent": "% percent percents:1",
+    "frequency": "hz:1 khz:1000 mhz:1000000 ghz:1000000000",
+    "power": "w watt watts:1 kw kilowatt kilowatts:1000 mw megawatt megawatts:1000000",
+    "celsius": "°c celsius:1",
+    "fahrenheit": "°f fahrenheit:1",
+    "degree": "° degree degrees:1",
+    "money usd": "dollar dollars usd:1 cent cents:0.01",
+    "money eur": "euro euros eur:1",
+    "money gbp": "gbp:1",
+}.items():
+    _aliases: list[str] = []
+    for _word in _table.split():
+        _name, _, _factor = _word.partition(":")
+        _aliases.append(_name)
+        if _factor:
+            _UNITS |= {alias: (_dimension, float(_factor)) for alias in _aliases}
+            _aliases = []
+
+_DIGITS = r"\d{1,3}(?:[\u00a0\u202f\u2009]\d{3})+|\d+(?:[.,]\d+)*"
+_SPELLED = "|".join(sorted((*_SMALL, *_SCALES), key=len, reverse=True))
+_UNIT = "|".join(re.escape(name) for name in sorted(_UNITS, key=len, reverse=True))
+_PATTERN = re.compile(
+    rf"""
+      (?P<iso>\b\d{{4}}-\d{{2}}(?:-\d{{2}})?\b(?![-.]\d))
+    | (?P<day_month>\b\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}(?:,?\s+\d{{4}})?\b)
+    | (?P<month_day>\b{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s+\d{{4}})?\b(?![:.]\d))
+    | (?P<month_year>\b{_MONTH},?\s+(?:of\s+)?\d{{4}}\b)
+    | (?P<slash>\b\d{{1,2}}(?:[/.]\d{{1,2}}[/.](?:\d{{4}}|\d{{2}})|-\d{{1,2}}-\d{{4}})\b)
+    | (?P<clock>\b(?:\d{{1,2}}:\d{{2}}(?::\d{{2}})?(?:\s*[ap]\.?m\b\.?)?|\d{{1,2}}\s*[ap]\.?m\b\.?))
+    | (?P<phone>\+?\(?\b\d{{3}}\)?[-.\s]\d{{3}}[-.\s]\d{{4}}\b)
+    | (?P<code>(?<![\w.])[A-Za-z][A-Za-z]*+(?:[-_.]?\d+[A-Za-z]*+)+(?:[-_.][A-Za-z0-9]+)*+(?!\w)
+        | (?<![\w.])\d+(?:\.\d+|-\d+){{2,}}+(?!\w))
+    | (?P<decade>\b\d{{3}}0s\b)
+    | (?P<sign>(?<![\w.)\]])[-−])?(?P<money>[$€£¥₹]\s?)?(?P<low>(?<![\w.]){_DIGITS})
+        (?P<fraction>\s?\d/\d+|/\d+(?!\d)|\s?[½¼¾⅓⅔])?
+        (?P<ordinal>(?:st|nd|rd|th)\b)?
+        (?:\s?(?:-|–|—|\bto\b)\s?[$€£]?(?P<high>{_DIGITS})(?![\w/]*[/:]\d))?
+        (?:\s?(?P<scale>hundred|thousand|million|billion|trillion|dozen|bn|mn|tn|[kKmMbB](?![\w/])))?
+        (?:\s?-?(?P<unit>{_UNIT})(?![\w]))?
+        (?:\s?(?:/|\bper\b)\s?(?P<per>{_UNIT})(?!\w))?(?!\w)
+    | (?P<spelled>\b(?:{_SPELLED})(?:(?:[\s-]|\s+and\s+)(?:{_SPELLED}))*\b)
+        (?:[\s-](?P<spelled_unit>{_UNIT})(?!\w))?
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """One value and where it stands."""
+
+    text: str
+    start: int  # code points
+    end: int
+    kind: SpanKind  # number or date
+    dimension: str  # "" for a bare number, else "time", "money usd", "date", "clock", "code", ...
+    low: float = 0.0  # in the base unit of the dimension; minutes of the day for a clock
+    high: float = 0.0  # equals low unless a range
+    bare: float = 0.0  # the number as written, before its unit
+    date: tuple[int, int, int] = (0, 0, 0)  # year, month, day; 0 where not said
+    code: str = ""  # folded, separators removed
+
+    @property
+    def shape(self) -> str:
+        """Digits as 0, letters as a: bare numbers of one shape are likely values of one attribute."""
+        return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d", "0", self.text.strip().lower()))
+
+
+def find_quantities(text: str) -> list[Quantity]:
+    """Quantities of a sentence in reading order; offsets are code points and never overlap."""
+    matches = islice(_PATTERN.finditer(text), MAX_QUANTITIES)
+    return [found for match in matches if (found := _read(match)) is not None]
+
+
+def _read(match: re.Match[str]) -> Quantity | None:
+    text = match[0].rstrip()
+    start, end = match.start(), match.start() + len(text)
+    name = _form(match)
+
+    def number(low: float, high: float, unit: str | None, per: str | None = None) -> Quantity:
+        dimension, factor = ("", 1.0) if unit is None else _UNITS[unit.lower()]
+        if per is not None:
+            other, divisor = _UNITS[per.lower()]
+            dimension, factor = f"{dimension}/{other}", factor / divisor
+        return quantity(dimension, low * factor, high * factor, bare=low)
+
+    def quantity(
+        dimension: str, low: float = 0.0, high: float = 0.0, *, bare: float = 0.0, code: str = ""
+    ) -> Quantity:
+        return Quantity(text, start, end, SpanKind.NUMBER, dimension, low, high, bare, (0, 0, 0), code)
+
+    if name in ("iso", "day_month", "month_day", "month_year", "slash"):
+        return Quantity(text, start, end, SpanKind.DATE, "date", date=_read_date(name, text))
+    if name == "clock":
+        minutes = _read_clock(text)
+        return Quantity(text, start, end, SpanKind.DATE, "clock", minutes, minutes)
+    if name in ("phone", "code") or (name == "low" and len(match["low"]) > MAX_DIGITS):
+        return quantity("code", code=re.sub(r"[\W_]", "", fold(text)))
+    if name == "decade":
+        return quantity("decade", float(text[:-1]), float(text[:-1]), bare=float(text[:-1]))
+    if name == "spelled":
+        value, unit = _read_spelled(match["spelled"]), match["spelled_unit"]
+        if fold(match["spelled"]) in ("one", "dozen", "zero") and unit is None:
+            return None  # "one" is a pronoun far more often than a number
+        return number(value, value, unit)
+    return _read_number(match, number, quantity)
+
+
+def _form(match: re.Match[str]) -> str:
+    for name in ("iso", "day_month", "month_day", "month_year", "slash", "clock", "phone", "code", "decade"):
+        if match[name] is not None:
+            return name
+    return "low" if match["low"] is not None else "spelled"
+
+
+def _read_number(
+    match: re.Match[str], number: Callable[..., Quantity], quantity: Callable[..., Quantity]
+) -> Quantity:
+    low = _read_digits(match["low"])
+    if match["sign"] is not None:
+        low = -low
+    if match["fraction"] is not None:
+        low = _with_fraction(low, match["fraction"])
+    is_money, scale = match["money"] is not None, match["scale"]
+    if scale in ("m", "b") and not is_money:
+        return number(low, low, "m" if scale == "m" else None)  # "5 m" is five metres; "$5m" five million
+    factor = 1.0
+    if scale is not None:
+        factor = _SCALES.get(scale.lower()) or _SHORT_SCALES[scale.lower()]
+    high = low
+    if match["high"] is not None and len(match["high"]) <= MAX_DIGITS:
+        high = max(low, _read_digits(match["high"]))
+    low, high = low * factor, high * factor
+    if match["ordinal"] is not None:
+        return quantity("ordinal", low, high, bare=low)
+    if is_money:
+        return quantity("money " + _CURRENCIES[match["money"].strip()], low, high, bare=low)
+    return number(low, high, match["unit"], match["per"])
+
+
+def _read_digits(text: str) -> float:
+    text = re.sub(r"\s", "", text)
+    commas, dots = text.count(","), text.count(".")
+    groups = re.split(r"[.,]", text)
+    in_threes = len(groups) > 1 and 0 < len(groups[0]) <= 3 and all(len(group) == 3 for group in groups[1:])
+    if commas and dots:
+        decimal = max(text.rfind(","), text.rfind("."))
+        return float(re.sub(r"[.,]", "", text[:decimal]) + "." + text[decimal + 1 :])
+    if commas:
+        return float("".join(groups)) if in_threes else float(".".join((groups[0], "".join(groups[1:]))))
+    if dots > 1:
+        return float("".join(groups))
+    return float(text)
+
+
+def _with_fraction(whole: float, fraction: str) -> float:
+    marks = {"½": 0.5, "¼": 0.25, "¾": 0.75, "⅓": 1 / 3, "⅔": 2 / 3}
+    fraction = fraction.strip()
+    if fraction in marks:
+        return whole + marks[fraction]
+    over, _, under = fraction.partition("/")
+    if not float(under):
+        return whole
+    return whole + float(over) / float(under) if over else whole / float(under)
+
+
+def _read_spelled(text: str) -> float:
+    total = current = 0.0
+    for word in re.split(r"[\s-]+", fold(text)):
+        if word == "and":
+            continue
+        if word in _SMALL:
+            current += _SMALL[word]
+        elif _SCALES[word] in (100.0, 12.0):
+            current = (current or 1.0) * _SCALES[word]
+        else:
+            total, current = total + (current or 1.0) * _SCALES[word], 0.0
+    return total + current
+
+
+def _read_date(name: str, text: str) -> tuple[int, int, int]:
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    if name == "iso":
+        return (numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 0)
+    if name == "slash":
+        day, month, year = numbers
+        if month > 12:
+            day, month = month, day
+        return (year if year > 99 else 2000 + year, month, day)
+    letters = re.search(r"(?!st|nd|rd|th|of)[a-z]{3,}", fold(text))
+    month = _MONTH_OF.get(letters[0][:3], 0) if letters else 0
+    if name == "month_year":
+        return (numbers[0], month, 0)
+    return (numbers[1] if len(numbers) > 1 else 0, month, numbers[0])
+
+
+def _read_clock(text: str) -> float:
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    hour = numbers[0] % 24
+    folded = fold(text)
+    if "p" in folded and hour < 12:
+        hour += 12
+    elif "a" in folded and hour == 12:
+        hour = 0
+    return float(hour * 60 + (numbers[1] if len(numbers) > 1 else 0))
+
+
+def is_same_value(answer: Quantity, source: Quantity, *, tolerance: float = 1e-6) -> bool:
+    """Whether the source says what the answer says; the source may say more (a full date for a year).
+
+    ``tolerance`` is relative, for answers that announce rounding ("about").
+    """
+    if "date" in (answer.dimension, source.dimension):
+        return _is_same_date(answer, source)
+    if "code" in (answer.dimension, source.dimension):
+        return answer.code == source.code and answer.dimension == source.dimension
+    if answer.dimension == "clock" and source.dimension == "clock":
+        halves = "m" in fold(answer.text) and "m" in fold(source.text)
+        return answer.low == source.low or (not halves and answer.low % 720 == source.low % 720)
+    if answer.dimension == source.dimension:
+        return _close(answer.low, source.low, tolerance) and _close(answer.high, source.high, tolerance)
+    if "" in (answer.dimension, source.dimension) or _are_degrees(answer, source):
+        # One side leaves the unit out ("timeout: 90"): the written number decides.
+        return _close(answer.bare, source.bare, tolerance)
+    return False
+
+
+def is_same_kind(answer: Quantity, source: Quantity) -> bool:
+    """Whether both could be the value of one attribute."""
+    if answer.dimension != source.dimension:
+        return _are_degrees(answer, source)
+    if answer.dimension == "code":
+        return answer.shape == source.shape
+    if answer.dimension == "":
+        return answer.shape == source.shape
+    return True
+
+
+def _are_degrees(left: Quantity, right: Quantity) -> bool:
+    return {left.dimension, right.dimension} <= {"degree", "celsius", "fahrenheit"} and "degree" in (
+        left.dimension,
+        right.dimension,
+    )
+
+
+def _is_same_date(answer: Quantity, source: Quantity) -> bool:
+    if answer.dimension == source.dimension:
+        return all(
+            mine in (0, theirs) for mine, theirs in zip(answer.date, source.date, strict=True)
+        ) and any(answer.date)
+    date, other = (answer, source) if answer.dimension == "date" else (source, answer)
+    # A bare year in the answer is contained in a full date of the source; not the other way round.
+    return date is source and other.dimension == "" and other.bare == date.date[0] > 0
+
+
+def _close(left: float, right: float, tolerance: float) -> bool:
+    return abs(left - right) <= tolerance * max(abs(left), abs(right), 1e-12)
