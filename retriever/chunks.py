@@ -51,6 +51,10 @@ _INSERT_CHUNK = """
 INSERT INTO ragblame.chunk (id, document_id, position, text, model_id, embedding, metadata)
 VALUES (%s, %s, %s, %s, %s, %s::halfvec, %s::jsonb)
 """
+_FLUSH_GIN = """
+SELECT gin_clean_pending_list(i.indexrelid) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_am a ON a.oid = c.relam WHERE i.indrelid = 'ragblame.chunk'::regclass AND a.amname = 'gin'
+"""
 _FINISH_DOCUMENT = """
 UPDATE ragblame.document SET title = %s, sha256 = %s, metadata = %s::jsonb, updated_at = now() WHERE id = %s
 """
@@ -129,6 +133,9 @@ def write_documents(
             written = chunks = 0
             for draft in changed:
                 id = states[draft.source][0]
+                if id is None:  # removed between our insert, which found it, and our lock
+                    lacking.append(draft)
+                    continue
                 plan = _plan(draft, stored.get(id, []), model)
                 if any(chunk.embedded_text not in vectors for chunk in plan.to_embed):
                     lacking.append(draft)
@@ -149,6 +156,22 @@ def documents_read_from(conn: psycopg.Connection[Any], roots: Sequence[str]) -> 
         with conn.transaction(), conn.cursor(row_factory=tuple_row) as cursor:
             cursor.execute(_READ_FROM, {"key": FILE_KEY, "roots": list(roots)})
             return [(source, file) for source, file in cursor]
+    except psycopg.Error as error:
+        raise storage_error(conn, error) from error
+
+
+def settle(conn: psycopg.Connection[Any]) -> None:
+    """Make a large write searchable at full speed now: autovacuum would, a minute or more later.
+
+    New rows wait in an unsorted list of each GIN index, and the planner knows nothing of them yet. A role
+    that does not own the table leaves both to autovacuum.
+    """
+    try:
+        with conn.transaction():
+            conn.execute(_FLUSH_GIN)
+            conn.execute("ANALYZE ragblame.chunk")
+    except psycopg.errors.InsufficientPrivilege:
+        return
     except psycopg.Error as error:
         raise storage_error(conn, error) from error
 

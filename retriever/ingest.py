@@ -17,6 +17,7 @@ from ragblame.retriever.chunks import (
     changed_documents,
     documents_read_from,
     remove_documents,
+    settle,
     texts_to_embed,
     write_documents,
 )
@@ -40,7 +41,10 @@ from ragblame.retriever.reading import (
 )
 from ragblame.retriever.splitting import check_max_chars
 
+__all__ = ["IngestResult", "Problem", "ingest_paths"]
+
 WINDOW: Final = 256  # chunks (and documents) handled together: one comparison, one transaction
+SETTLE_FROM: Final = 1_000  # chunks written in a run that are worth telling the planner about
 RETRIES: Final = 5  # rounds against concurrent writers of the same documents
 
 Progress = Callable[[int, int], None]
@@ -79,8 +83,8 @@ def ingest_paths(
     documents once read from these paths whose file, or place in its file, is gone; a path that does not
     exist, and a file with problems, loses nothing.
     Commits as it goes when ``conn`` has no transaction open; else everything is part of the caller's.
-    Raises ``ModelError`` when the embeddings fail, ``InputError`` when they do not fit the registered model
-    or ``max_chars`` is out of range, ``DatabaseError``. Everything else is a ``Problem`` in the result.
+    Raises ``ModelError`` when the embeddings fail or do not fit the registered model, ``InputError`` when
+    ``max_chars`` is out of range, ``DatabaseError``. Everything else is a ``Problem`` in the result.
     """
     check_max_chars(max_chars)
     run = _Run(conn, embeddings, model or name_of(embeddings), batch_size, on_progress)
@@ -92,6 +96,8 @@ def ingest_paths(
         run.read(file, chunking)
     run.flush()
     run.report(run.total)
+    if run.chunks >= SETTLE_FROM:
+        settle(conn)
     removed = run.prune(listing) if prune else 0
     return IngestResult(
         documents=run.documents,
@@ -126,6 +132,7 @@ class _Run:
         self.read_before = 0  # bytes of the files before the current one
         self.reached = 0  # bytes read and handed to the window
         self.reported = 0  # bytes whose documents are written
+        self.shown = 0  # what the caller was told last: progress never goes back
         self.window: list[tuple[DocumentDraft, Problem]] = []  # each with the report it would get
         self.window_chunks = 0
         self.seen: dict[str, str] = {}  # source -> where it stood
@@ -239,8 +246,9 @@ class _Run:
     def report(self, done: int, *, is_written: bool = True) -> None:
         if is_written:
             self.reported = done
+        self.shown = max(self.shown, done)
         if self.on_progress is not None:
-            self.on_progress(done, self.total)
+            self.on_progress(self.shown, self.total)
 
     def prune(self, listing: Listing) -> int:
         """Remove documents read from the listed paths in an earlier run and not in this one."""

@@ -134,8 +134,9 @@ def _load(folder: Path) -> _Loaded:
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
     """transformers draws one for 0.1 s of loading, over the caller's own."""
-    from transformers.utils import logging
+    from transformers.utils import logging as untyped
 
+    logging: Any = untyped
     was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

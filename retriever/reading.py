@@ -226,8 +226,11 @@ def _read_line(file: SourceFile, raw: bytes, chunking: Chunking) -> DocumentDraf
         value = json.loads(raw.decode(), parse_constant=_refuse, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise InputError(f"is not UTF-8 (byte {error.start} of the line): convert it") from error
+    except json.JSONDecodeError as error:
+        why = f"{error.msg} at character {error.pos + 1}"
+        raise InputError(f"is not JSON ({why}): write one object on the line") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"is not JSON ({error}): write one object on the line") from error
+        raise InputError(f"is not usable JSON ({error}): correct it") from error
     if not isinstance(value, dict):
         raise InputError('is not a JSON object: write {"text": "…"}')
     text, metadata = value.get("text"), value.get("metadata")
