@@ -345,7 +345,7 @@ class BlameHandler(BaseCallbackHandler):
 
     def _note_documents(self, tree: RunTree, value: Any) -> None:
         """Documents that pass between steps: all there is when a chain searches without a retriever."""
-        if len(tree.passed) >= _MAX_PASSED or not isinstance(value, list | tuple | Mapping):
+        if len(tree.passed) >= _MAX_PASSED or not isinstance(value, list | tuple | dict):
             return
         documents = payloads.documents_in(value)
         if not documents or any(run.chunks for run in list(tree.retrievers.values())):

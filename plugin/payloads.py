@@ -212,7 +212,7 @@ def _document_of(entry: Any) -> tuple[Any, float | None]:
     score = None
     if isinstance(entry, tuple) and len(entry) == 2:
         entry, score = entry
-        score = score if _is_number(score) else None
+        score = float(score) if _is_number(score) else None
     return (entry, score) if isinstance(getattr(entry, "page_content", None), str) else (None, None)
 
 
@@ -224,9 +224,9 @@ def read_chunks(documents: Sequence[Any], run_id: UUID | None, table: str | None
         if document is None:
             continue
         metadata = getattr(document, "metadata", None)
-        kept = clean_json(metadata) if isinstance(metadata, Mapping) else {}
+        kept = clean_json(metadata) if metadata and isinstance(metadata, Mapping) else {}
         assert isinstance(kept, dict)
-        score_name, score = _score_of(metadata if isinstance(metadata, Mapping) else {})
+        score_name, score = _score_of(metadata) if kept else (None, None)
         if paired is not None:
             score_name, score = "score", paired
         chunks.append(
@@ -247,20 +247,19 @@ def read_chunks(documents: Sequence[Any], run_id: UUID | None, table: str | None
 
 def _identity_of(document: Any, metadata: Mapping[str, Json]) -> str | None:
     own = getattr(document, "id", None)
-    for candidate in (own, *(metadata.get(key) for key in ID_KEYS)):
-        if (
-            candidate is not None
-            and not isinstance(candidate, bool | float | list | dict)
-            and candidate != ""
-        ):
+    if own is not None and own != "":
+        return str(own)
+    for key in ID_KEYS if metadata else ():
+        candidate = metadata.get(key)
+        if isinstance(candidate, str | int) and not isinstance(candidate, bool) and candidate != "":
             return str(candidate)
     return None
 
 
-def _score_of(metadata: Mapping[str, Any]) -> tuple[str | None, float | None]:
+def _score_of(metadata: Any) -> tuple[str | None, float | None]:
     for key in SCORE_KEYS:
-        value: Any = metadata.get(key)
-        if _is_number(value):
+        value = metadata.get(key)
+        if value is not None and _is_number(value):
             named = metadata.get("score_name")  # a retriever that says what its score is
             return named if key == "score" and isinstance(named, str) else key, float(value)
     return None, None

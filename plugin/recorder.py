@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BATCH: Final = 100  # trees taken at once
 BATCH_BYTES: Final = 16_000_000
+LINGER_SECONDS: Final = 0.01  # between traces that come in quick succession, to write them in one transaction
 GRACE_SECONDS: Final = 1.0  # a model that still ran at the root's end may report so long
 FLUSH_SECONDS: Final = 5.0  # until the settings are read
 
@@ -154,6 +155,8 @@ class Recorder:
         size = 0
         try:
             items.append(self._queue.get(timeout=timeout))
+            if isinstance(items[0], RunTree):
+                time.sleep(LINGER_SECONDS)
             while len(items) < BATCH and size < BATCH_BYTES and not isinstance(items[-1], _Flush):
                 items.append(self._queue.get_nowait())
                 size += items[-1].bytes if isinstance(items[-1], RunTree) else 0

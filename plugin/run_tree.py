@@ -112,7 +112,9 @@ class RunTree:
 
     def hold(self, *texts: str | None) -> int:
         """Account for held text; returns the bytes added."""
-        added = sum(sys.getsizeof(text) for text in texts if text)
+        added = 0
+        for text in texts:
+            added += sys.getsizeof(text)
         self.bytes += added
         return added
 
