@@ -18,6 +18,7 @@ from ragblame.records import Cause, TraceStatus, VerdictKind
 
 PAGE_ROWS: Final = 50
 FACET_ROWS: Final = 50_000  # newest matching spans that the counts look at; bounds their cost
+RELIED: Final = 1.0  # nats; a smaller share names no chunk as the source of a span
 CONTEXT: Final = 140  # code points of the sentence shown on either side of a flagged span
 
 
@@ -82,7 +83,7 @@ class QueueRow:
     question: str
     app: str
     model: str | None
-    source: str | None  # of the chunk with the largest share, else of the quoted evidence
+    source: str | None  # of the chunk that made the model say it, else of the quoted evidence
     asked_at: datetime
 
     @property
@@ -169,7 +170,8 @@ def text_condition(text: str) -> tuple[str, list[Any]]:
 
 def _trace_conditions(filters: Filters) -> tuple[list[str], list[Any]]:
     """Conditions over trace ``t`` that both lists share: time, app, model, text."""
-    where, params = [], []
+    where: list[str] = []
+    params: list[Any] = []
     if filters.since is not None:
         where.append("t.id >= ragblame.uuid_floor(%s)")
         params.append(filters.since)
@@ -231,7 +233,7 @@ JOIN trace t ON t.id = p.trace_id
 JOIN answer_span s ON s.trace_id = p.trace_id AND s.span = p.span
 LEFT JOIN LATERAL (
     SELECT h.position FROM share h
-    WHERE h.trace_id = p.trace_id AND h.span = p.span AND h.method = 'shapley' AND h.value > 0
+    WHERE h.trace_id = p.trace_id AND h.span = p.span AND h.method = 'shapley' AND h.value >= {relied}
     ORDER BY h.value DESC LIMIT 1) top ON true
 LEFT JOIN trace_chunk c
     ON c.trace_id = p.trace_id AND c.position = coalesce(top.position, p.evidence_position)
@@ -259,6 +261,7 @@ def _read_rows(
         order=order.format("i"),
         page_order=order.format("p"),
         context=CONTEXT,
+        relied=RELIED,
     )
     with conn.cursor(row_factory=dict_row) as rows:
         found = rows.execute(query.encode(), [*params, limit]).fetchall()

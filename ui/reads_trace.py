@@ -1,7 +1,6 @@
-"""What the trace page shows: one trace with alignments, spans, numbers, verdicts, queue items and reviews.
+"""What the trace page shows: an explanation, how far the worker is, and what people did about its spans.
 
-The same records that cross every other floor, read with SQL; heat maps of tokens are read only for the span
-and method on screen, because they are by far the largest part.
+Token heats are read only for the span and method on screen, because they are by far the largest part.
 """
 
 from collections import defaultdict
@@ -14,21 +13,17 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.rows import DictRow, dict_row
 
+from ragblame.attribution.jobs.stored import read_explanation
 from ragblame.records import (
     Alignment,
     AlignmentState,
     Attribution,
-    Basis,
     Cause,
-    Cost,
-    Fitness,
+    Explanation,
     Method,
     Review,
-    ScorerRef,
     Span,
-    SpanKind,
     Support,
-    SupportState,
     TokenHeat,
     Trace,
     Verdict,
@@ -36,18 +31,6 @@ from ragblame.records import (
 )
 from ragblame.traces import read_trace
 from ragblame.ui.reads import PROGRESS_SQL, ItemState, Progress
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What the worker did about a trace, and with what."""
-
-    error: str | None  # one line with the next step, when it failed
-    scorer: ScorerRef | None
-    fitness: Fitness | None
-    notes: tuple[str, ...]
-    cost: Cost
-    finished_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,99 +47,98 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TracePage:
-    """Everything about one trace but token heats."""
+    """Everything about one trace but token heats; mappings are by span number or chunk position."""
 
-    trace: Trace
-    recorded_at: datetime
+    explanation: Explanation  # without heats; empty when the trace was not attributed yet
     progress: Progress
-    is_rerun_waiting: bool  # results are shown, and a newer job waits or runs
-    run: Run | None
-    alignments: Mapping[int, Alignment]  # by chunk position
-    spans: tuple[Span, ...]
-    attributions: Mapping[tuple[int, Method], Attribution]  # by span and method
-    computed: Mapping[tuple[int, Method], frozenset[int]]  # chunk positions that really have a share
-    supports: Mapping[int, Support]  # by span
-    verdicts: Mapping[int, Verdict]
+    error: str | None  # of the last attribution: one line with the next step
+    finished_at: datetime | None  # of the last attribution
+    is_rerun_waiting: bool  # results are shown, and a newer job waits
     items: Mapping[int, Item]
-    reviews: Mapping[int, tuple[Review, ...]]  # newest first
+    reviews: Mapping[int, tuple[Review, ...]]  # newest first; negative numbers: spans that are cut no more
     heat_methods: tuple[Method, ...]
+    verdicts: Mapping[int, Verdict]
+    supports: Mapping[int, Support]
+    alignments: Mapping[int, Alignment]
+    attributions: Mapping[tuple[int, Method], Attribution]
+
+    @property
+    def trace(self) -> Trace:
+        """The recorded question, chunks, prompt and answer."""
+        return self.explanation.trace
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The checkable pieces of the answer."""
+        return self.explanation.spans
 
     def span_text(self, span: Span) -> str:
         """The words of the answer that a span covers."""
         return self.trace.answer[span.start : span.end]
 
+    def shares(self, span: int, method: Method) -> dict[int, float]:
+        """Share by chunk position; chunks that do not stand in the prompt took no part and are left out."""
+        attribution = self.attributions.get((span, method))
+        if attribution is None:
+            return {}
+        positions = sorted(chunk.position for chunk in self.trace.chunks)
+        return {
+            position: share
+            for position, share in zip(positions, attribution.shares, strict=True)
+            if position not in self.alignments
+            or self.alignments[position].state is not AlignmentState.MISSING
+        }
+
     def worst_span(self) -> Span | None:
         """The span to look at first: the most severe one, else the first."""
-        ranked = sorted(
-            self.spans, key=lambda span: (-self._severity(span.index), not self._is_flagged(span.index))
-        )
-        return ranked[0] if ranked else None
+        return max(self.spans, key=lambda span: (self._severity(span.index), -span.index), default=None)
 
     def _severity(self, span: int) -> float:
         return self.verdicts[span].severity if span in self.verdicts else 0.0
 
-    def _is_flagged(self, span: int) -> bool:
-        return span in self.verdicts and self.verdicts[span].is_flagged
-
 
 _STATE: Final = f"""
-SELECT t.recorded_at, {PROGRESS_SQL} AS progress, r.*,
-       EXISTS (SELECT FROM jobs.procrastinate_jobs j
-               WHERE j.queueing_lock = 'attribute-' || t.id AND j.status = 'todo') AS waiting
+SELECT {PROGRESS_SQL} AS progress, r.error, r.finished_at, r.state IS NOT NULL AND EXISTS (
+           SELECT FROM jobs.procrastinate_jobs j
+           WHERE j.queueing_lock = 'attribute-' || t.id AND j.status = 'todo') AS is_rerun_waiting
 FROM trace t LEFT JOIN attribution_run r ON r.trace_id = t.id WHERE t.id = %s"""
 
 
 def read_trace_page(conn: Connection[Any], trace_id: UUID) -> TracePage:
     """Read everything about a trace. Raises ``InputError`` when there is none with that id."""
-    trace = read_trace(conn, trace_id)
+    explanation = read_explanation(conn, trace_id, with_heats=False) or _unexplained(
+        read_trace(conn, trace_id)
+    )
     with conn.cursor(row_factory=dict_row) as cursor:
 
         def rows(query: str) -> list[DictRow]:
             return cursor.execute(query.encode(), (trace_id,)).fetchall()
 
         state = rows(_STATE)[0]
-        verdict_rows = rows("SELECT * FROM verdict WHERE trace_id = %s ORDER BY span")
-        attributions, computed = _attributions(
-            rows("SELECT * FROM attribution WHERE trace_id = %s ORDER BY span, method"),
-            rows("SELECT span, method, position, value FROM share WHERE trace_id = %s"),
-            size=1 + max((chunk.position for chunk in trace.chunks), default=-1),
+        items = rows(
+            "SELECT span, state, severity, version, assignee, leased_until FROM triage_item"
+            " WHERE trace_id = %s"
         )
-        return TracePage(
-            trace=trace,
-            recorded_at=state["recorded_at"],
-            progress=Progress(state["progress"]),
-            is_rerun_waiting=state["state"] is not None and state["waiting"],
-            run=None if state["state"] is None else _run(state),
-            alignments={
-                row["position"]: _alignment(row)
-                for row in rows("SELECT * FROM alignment WHERE trace_id = %s ORDER BY position")
-            },
-            spans=tuple(
-                _span(row) for row in rows("SELECT * FROM answer_span WHERE trace_id = %s ORDER BY span")
-            ),
-            attributions=attributions,
-            computed=computed,
-            supports={row["span"]: _support(row) for row in verdict_rows},
-            verdicts={row["span"]: _verdict(row) for row in verdict_rows},
-            items={
-                row["span"]: Item(
-                    span=row["span"],
-                    state=ItemState(row["state"]),
-                    severity=row["severity"],
-                    version=row["version"],
-                    assignee=row["assignee"],
-                    leased_until=row["leased_until"],
-                )
-                for row in rows("SELECT * FROM triage_item WHERE trace_id = %s")
-            },
-            reviews=_reviews(
-                rows("SELECT * FROM review WHERE trace_id = %s ORDER BY created_at DESC, id DESC")
-            ),
-            heat_methods=tuple(
-                Method(row["method"])
-                for row in rows("SELECT DISTINCT method FROM token_heat WHERE trace_id = %s ORDER BY method")
-            ),
+        reviews = rows(
+            "SELECT id, trace_id, span, reviewer, verdict, cause, note, created_at FROM review"
+            " WHERE trace_id = %s ORDER BY created_at DESC, id DESC"
         )
+        heats = rows("SELECT DISTINCT method FROM token_heat WHERE trace_id = %s")
+    stored = {Method(row["method"]) for row in heats}
+    return TracePage(
+        explanation=explanation,
+        progress=Progress(state["progress"]),
+        error=state["error"],
+        finished_at=state["finished_at"],
+        is_rerun_waiting=state["is_rerun_waiting"],
+        items={row["span"]: Item(**row | {"state": ItemState(row["state"])}) for row in items},
+        reviews=_reviews(reviews),
+        heat_methods=tuple(method for method in Method if method in stored),
+        verdicts={verdict.span: verdict for verdict in explanation.verdicts},
+        supports={support.span: support for support in explanation.supports},
+        alignments={alignment.position: alignment for alignment in explanation.alignments},
+        attributions={(entry.span, entry.method): entry for entry in explanation.attributions},
+    )
 
 
 def read_heats(conn: Connection[Any], trace_id: UUID, span: int, method: Method) -> dict[int, TokenHeat]:
@@ -179,134 +161,28 @@ def read_heats(conn: Connection[Any], trace_id: UUID, span: int, method: Method)
     }
 
 
-def _run(row: DictRow) -> Run:
-    scorer = None
-    if row["scorer"] is not None:
-        scorer = ScorerRef(
-            name=row["scorer"], revision=row["revision"] or "", is_own_model=bool(row["is_own_model"])
-        )
-    fitness = None
-    if row["fitness"] is not None and row["is_fit"] is not None:
-        fitness = Fitness(
-            is_fit=row["is_fit"],
-            answer_nats=row["fitness"]["answer_nats"],
-            unigram_nats=row["fitness"]["unigram_nats"],
-            reason=row["fitness"]["reason"],
-        )
-    return Run(
-        error=row["error"],
-        scorer=scorer,
-        fitness=fitness,
-        notes=tuple(row["notes"]),
-        cost=Cost(
-            scored_coalitions=row["scored_coalitions"],
-            forwards=row["forwards"],
-            backwards=row["backwards"],
-            tokens=row["tokens"],
-            seconds=row["seconds"],
-        ),
-        finished_at=row["finished_at"],
-    )
-
-
-def _alignment(row: DictRow) -> Alignment:
-    found = None if row["found_start"] is None else (row["found_start"], row["found_end"])
-    return Alignment(
-        position=row["position"],
-        state=AlignmentState(row["state"]),
-        message=row["message"],
-        start=row["start_at"],
-        end=row["end_at"],
-        found=found,
-    )
-
-
-def _span(row: DictRow) -> Span:
-    return Span(
-        index=row["span"],
-        start=row["start_at"],
-        end=row["end_at"],
-        kind=SpanKind(row["kind"]),
-        sentence_start=row["sentence_start"],
-        sentence_end=row["sentence_end"],
-    )
-
-
-def _attributions(
-    heads: list[DictRow], shares: list[DictRow], size: int
-) -> tuple[dict[tuple[int, Method], Attribution], dict[tuple[int, Method], frozenset[int]]]:
-    values: dict[tuple[int, str], dict[int, float]] = defaultdict(dict)
-    for row in shares:
-        values[row["span"], row["method"]][row["position"]] = row["value"]
-    attributions, computed = {}, {}
-    for row in heads:
-        found = values[row["span"], row["method"]]
-        key = (row["span"], Method(row["method"]))
-        computed[key] = frozenset(found)
-        attributions[key] = Attribution(
-            span=row["span"],
-            method=Method(row["method"]),
-            shares=tuple(found.get(position, 0.0) for position in range(size)),
-            v_all=row["v_all"],
-            v_none=row["v_none"],
-            reliance=row["reliance"],
-            noise_floor=row["noise_floor"],
-            completeness_gap=row["completeness_gap"],
-            settings_hash=row["settings_hash"],
-            cost=Cost(
-                scored_coalitions=row["scored_coalitions"],
-                forwards=row["forwards"],
-                backwards=row["backwards"],
-                tokens=row["tokens"],
-                seconds=row["seconds"],
-            ),
-        )
-    return attributions, computed
-
-
-def _support(row: DictRow) -> Support:
-    return Support(
-        span=row["span"],
-        state=SupportState(row["support"]),
-        rule=row["support_rule"],
-        position=row["evidence_position"],
-        evidence_start=row["evidence_start"],
-        evidence_end=row["evidence_end"],
-        stated=row["stated"],
-        other_positions=tuple(row["support_positions"]),
-    )
-
-
-def _verdict(row: DictRow) -> Verdict:
-    return Verdict(
-        span=row["span"],
-        verdict=VerdictKind(row["verdict"]),
-        cause=None if row["cause"] is None else Cause(row["cause"]),
-        basis=Basis(row["basis"]),
-        confidence=row["confidence"],
-        severity=row["severity"],
-        explanation=row["explanation"],
-        fix=row["fix"],
-        evidence=tuple(row["evidence"]),
-        other_causes=tuple(Cause(cause) for cause in row["other_causes"]),
-        reliance_measurable=row["reliance_measurable"],
-        thresholds_version=row["thresholds_version"],
+def _unexplained(trace: Trace) -> Explanation:
+    """A trace no worker has finished: everything but the trace is empty."""
+    return Explanation(
+        trace=trace,
+        scorer=None,
+        fitness=None,
+        alignments=(),
+        spans=(),
+        attributions=(),
+        heats=(),
+        supports=(),
+        verdicts=(),
+        coalitions=None,
     )
 
 
 def _reviews(rows: list[DictRow]) -> dict[int, tuple[Review, ...]]:
     by_span: dict[int, list[Review]] = defaultdict(list)
     for row in rows:
-        by_span[row["span"]].append(
-            Review(
-                id=row["id"],
-                trace_id=row["trace_id"],
-                span=row["span"],
-                reviewer=row["reviewer"],
-                verdict=VerdictKind(row["verdict"]),
-                cause=None if row["cause"] is None else Cause(row["cause"]),
-                note=row["note"],
-                created_at=row["created_at"],
-            )
-        )
+        enums = {
+            "verdict": VerdictKind(row["verdict"]),
+            "cause": None if row["cause"] is None else Cause(row["cause"]),
+        }
+        by_span[row["span"]].append(Review(**row | enums))
     return {span: tuple(found) for span, found in by_span.items()}

@@ -1,0 +1,136 @@
+"""The likely cause of a span in one plain sentence, with what it rests on: the heart of the trace page."""
+
+from collections.abc import Sequence
+
+from ragblame.records import Basis, Explanation, Method, Review, Span, Support, Verdict
+from ragblame.ui.components.nodes import Node, el
+from ragblame.ui.components.wording import (
+    VERDICT_CSS,
+    ago,
+    cut,
+    likelier,
+    nats,
+    source_of,
+    verdict_badge,
+)
+from ragblame.ui.reads import RELIED
+from ragblame.ui.reads_trace import TracePage
+
+SENTENCES = {
+    "entailed": "a chunk says it",
+    "contradicted": "a chunk says otherwise",
+    "absent": "no chunk speaks of it",
+    "unclear": "the chunks do not decide",
+}
+
+
+def finding(page: TracePage, span: Span) -> Node:
+    """Verdict, cause, evidence, numbers, scorer and usual fix of one span."""
+    verdict = page.verdicts.get(span.index)
+    text = cut(page.span_text(span), 160)
+    if verdict is None:
+        return el(
+            "section",
+            "finding undetermined",
+            el("p", "untrusted", f"“{text}”"),
+            el("p", "quiet", "This span has no verdict."),
+        )
+    support = page.supports[span.index]
+    head = el(
+        "header",
+        "row-line",
+        verdict_badge(verdict.verdict),
+        el("span", "chip", verdict.cause.value) if verdict.cause else None,
+        el("span", "quiet", f"severity {verdict.severity:.2f}") if verdict.is_flagged else None,
+        el("span", "untrusted strong", f"“{text}”"),
+    )
+    return el(
+        "section",
+        f"finding {VERDICT_CSS[verdict.verdict]}",
+        head,
+        el("p", "cause untrusted", verdict.explanation),
+        _versus(page, span, support),
+        el("dl", "facts", *_facts(page, span, verdict, support)),
+        *cautions(page.explanation, verdict.basis),
+        *_reviews(page.reviews.get(span.index, ())),
+    )
+
+
+def cautions(explanation: Explanation, basis: Basis | None) -> list[Node]:
+    """What keeps the numbers from meaning what they seem to mean; empty when nothing does."""
+    scorer, fitness = explanation.scorer, explanation.fitness
+    found = []
+    if fitness is not None and not fitness.is_fit:
+        found.append(f"The scorer cannot explain this answer, so only its text was checked. {fitness.reason}")
+    elif basis is Basis.SUPPORT_ONLY:
+        found.append("No scorer was used: only the text was checked, so influence is not known.")
+    elif scorer is not None and not scorer.is_own_model:
+        found.append(
+            f"Stand-in scorer: {scorer.name} did not write this answer; "
+            "the numbers tell how much it would have relied on the documents."
+        )
+    return [el("p", "caution untrusted", text) for text in found]
+
+
+def _versus(page: TracePage, span: Span, support: Support) -> Node | None:
+    """What the answer says beside what the chunk says, when they differ."""
+    if support.stated is None:
+        return None
+    said = cut(page.span_text(span), 300)
+    where = "The documents say" if support.position is None else f"Chunk {support.position + 1} says"
+    return el(
+        "div",
+        "versus",
+        el("div", "", el("span", "label", "The answer says"), el("p", "untrusted", said)),
+        el("div", "", el("span", "label", where), el("p", "untrusted strong", cut(support.stated, 300))),
+    )
+
+
+def _facts(page: TracePage, span: Span, verdict: Verdict, support: Support) -> list[Node]:
+    scorer = page.explanation.scorer
+    rows: list[tuple[str, str]] = [("Basis", verdict.basis.value)]
+    shapley = page.attributions.get((span.index, Method.SHAPLEY))
+    if not verdict.reliance_measurable:
+        rows.append(("Reliance", "not measurable: the model was already sure without any document"))
+    elif shapley is not None and shapley.reliance is not None:
+        rows.append(("Reliance", f"{nats(shapley.reliance)} nats: {likelier(shapley.reliance)}"))
+    if (main := _main_chunk(page, span)) is not None:
+        rows.append(("Main chunk", main))
+    evidence = "" if support.position is None else f" (chunk {support.position + 1})"
+    rows.append(("Support", f"{SENTENCES[support.state.value]}{evidence}; rule: {support.rule}"))
+    sure = "uncalibrated" if verdict.confidence is None else f"{verdict.confidence:.0%} likely unsupported"
+    rows.append(("Confidence", sure))
+    if scorer is not None:
+        owner = "the model that wrote the answer" if scorer.is_own_model else "a stand-in"
+        rows.append(("Scorer", f"{scorer.name}, {owner}"))
+    if verdict.other_causes:
+        rows.append(("Also possible", ", ".join(cause.value for cause in verdict.other_causes)))
+    if verdict.fix:
+        rows.append(("Usual fix", verdict.fix))
+    return [node for name, text in rows for node in (el("dt", "", name), el("dd", "untrusted", text))]
+
+
+def _main_chunk(page: TracePage, span: Span) -> str | None:
+    shares = page.shares(span.index, Method.SHAPLEY)
+    positive = sum(share for share in shares.values() if share > 0)
+    if positive < RELIED:
+        return None
+    best = max(page.trace.chunks, key=lambda chunk: shares.get(chunk.position, 0.0))
+    part = shares[best.position] / positive
+    return f"{best.position + 1} ({cut(source_of(best), 60)}), {part:.0%} of the positive share"
+
+
+def _reviews(reviews: Sequence[Review]) -> list[Node]:
+    """What people decided about the span before, newest first."""
+    return [
+        el(
+            "p",
+            "row-line",
+            el("span", "label", "Reviewed"),
+            verdict_badge(review.verdict),
+            el("span", "chip", review.cause.value) if review.cause else None,
+            el("span", "quiet untrusted", f"by {cut(review.reviewer, 60)}, {ago(review.created_at)} ago"),
+            el("span", "untrusted", cut(review.note, 400)) if review.note else None,
+        )
+        for review in reviews[:5]
+    ]

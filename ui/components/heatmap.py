@@ -1,0 +1,146 @@
+"""Spans against chunks: which chunk spoke for (blue) or against (orange) which words, in nats.
+
+The scale is symmetric about zero, so the colour of a cell never depends on the extremes of the other side;
+every computed cell shows its number, and cells that were not computed are grey and say so.
+"""
+
+from typing import Any
+
+import altair as alt
+
+from ragblame.records import Method, VerdictKind
+from ragblame.ui.components.chunks import prompt_order
+from ragblame.ui.components.nodes import Node, el
+from ragblame.ui.components.palette import theme_colours
+from ragblame.ui.components.wording import VERDICT_LETTER, cut, nats, source_of
+from ragblame.ui.reads import RELIED
+from ragblame.ui.reads_trace import TracePage
+
+MAX_SPANS = 20
+MAX_CHUNKS = 30
+
+
+def heat_cells(
+    page: TracePage, selected: int | None, method: Method = Method.SHAPLEY
+) -> list[dict[str, Any]]:
+    """One row per span and chunk, spans in order of the answer, chunks in order of the prompt.
+
+    More than ``MAX_SPANS`` spans keep the most severe, more than ``MAX_CHUNKS`` chunks those with the largest
+    absolute share; the selected span always stays.
+    """
+    spans = list(page.spans)
+    if len(spans) > MAX_SPANS:
+        severity = {span: verdict.severity for span, verdict in page.verdicts.items()}
+        ranked = sorted(spans, key=lambda s: (s.index != selected, -severity.get(s.index, 0.0), s.index))
+        spans = sorted(ranked[:MAX_SPANS], key=lambda s: s.index)
+    chunks = prompt_order(page)
+    shares = {span.index: page.shares(span.index, Method.SHAPLEY) for span in spans}
+    if len(chunks) > MAX_CHUNKS:
+        sizes = [{position: abs(share) for position, share in known.items()} for known in shares.values()]
+        weight = {c.position: max(known.get(c.position, 0.0) for known in sizes) for c in chunks}
+        kept = set(sorted(weight, key=lambda position: -weight[position])[:MAX_CHUNKS])
+        chunks = [chunk for chunk in chunks if chunk.position in kept]
+    cells = []
+    for span in spans:
+        kind = page.verdicts[span.index].verdict if span.index in page.verdicts else VerdictKind.UNDETERMINED
+        pointer = "▸ " if span.index == selected else ""
+        label = f"{pointer}{cut(page.span_text(span), 28)}  {VERDICT_LETTER[kind]}"
+        for place, chunk in enumerate(chunks):
+            share = shares[span.index].get(chunk.position)
+            cells.append(
+                {
+                    "row": span.index,
+                    "span": distinct(label, span.index),
+                    "place": place,
+                    "chunk": distinct(f"{chunk.position + 1}  {cut(source_of(chunk), 18)}", chunk.position),
+                    "share": share,
+                    "shown": "–" if share is None else nats(share),
+                }
+            )
+    return cells
+
+
+def heat_map(cells: list[dict[str, Any]]) -> alt.LayerChart | alt.FacetChart:
+    """The chart of ``heat_cells``."""
+    colours = theme_colours()
+    bound = max((abs(cell["share"]) for cell in cells if cell["share"] is not None), default=0.0)
+    bound = max(bound, RELIED)  # shares far below a nat stay pale
+    base = alt.Chart(alt.InlineData(values=cells)).encode(
+        x=alt.X(
+            "chunk:N",
+            sort=alt.EncodingSortField("place"),
+            title=None,
+            axis=quiet_axis(orient="top", labelAngle=0, labelLimit=150),
+        ),
+        y=alt.Y(
+            "span:N",
+            sort=alt.EncodingSortField("row"),
+            title=None,
+            axis=alt.Axis(
+                labelLimit=230, labelOverlap=False, labelColor=colours["textColor"], domain=False, ticks=False
+            ),
+        ),
+    )
+    scale = alt.Scale(
+        domain=[-bound, 0, bound],
+        range=[colours["orangeColor"], colours["secondaryBackgroundColor"], colours["blueColor"]],
+        clamp=True,
+        interpolate="rgb",
+    )
+    known = alt.datum.share != None  # noqa: E711 - a Vega expression, not a Python comparison
+    cell = base.mark_rect(cornerRadius=3, stroke=colours["backgroundColor"], strokeWidth=2)
+    computed = cell.transform_filter(known).encode(
+        color=alt.Color("share:Q", scale=scale, legend=None),
+        tooltip=[
+            alt.Tooltip("span:N", title="span"),
+            alt.Tooltip("chunk:N", title="chunk"),
+            alt.Tooltip("share:Q", title="share (nats)", format="+.3f"),
+        ],
+    )
+    missing = cell.transform_filter(alt.datum.share == None).encode(  # noqa: E711
+        color=alt.value(colours["grayBackgroundColor"])
+    )
+    number = base.mark_text(fontSize=12).encode(
+        text="shown:N",
+        color=alt.condition(
+            f"datum.share != null && abs(datum.share) > {0.62 * bound!r}",
+            alt.value("#0b0f14" if colours["backgroundColor"] != "#ffffff" else "#ffffff"),
+            alt.value(colours["textColor"]),
+        ),
+    )
+    rows = len({entry["row"] for entry in cells})
+    return alt.layer(missing, computed, number).properties(height=alt.Step(30) if rows else 60)
+
+
+def heat_table(cells: list[dict[str, Any]]) -> Node:
+    """The same numbers as a table, for screen readers and for copying."""
+    columns = list(dict.fromkeys((cell["place"], _plain(cell["chunk"])) for cell in cells))
+    rows: dict[int, list[dict[str, Any]]] = {}
+    for cell in cells:
+        rows.setdefault(cell["row"], []).append(cell)
+    head = el("tr", "", el("th", "", "span"), *[el("th", "number untrusted", name) for _, name in columns])
+    body = [
+        el(
+            "tr",
+            "",
+            el("th", "untrusted", _plain(entries[0]["span"]), attributes={"scope": "row"}),
+            *[el("td", "number", entry["shown"]) for entry in entries],
+        )
+        for entries in rows.values()
+    ]
+    return el("table", "", el("thead", "", head), el("tbody", "", *body))
+
+
+def quiet_axis(**options: Any) -> alt.Axis:
+    """An axis of names: every name, no lines."""
+    colour = theme_colours()["textColor"]
+    return alt.Axis(labelOverlap=False, labelColor=colour, domain=False, ticks=False, **options)
+
+
+def distinct(label: str, number: int) -> str:
+    """The label with ``number`` invisible marks: equal words of two spans must not share a row."""
+    return label + "\u200b" * number
+
+
+def _plain(label: str) -> str:
+    return label.rstrip("\u200b")
