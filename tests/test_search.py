@@ -280,9 +280,10 @@ def test_a_lost_connection_is_one_clear_error(
         for _ in range(2):
             with pytest.raises(DatabaseError, match=r"doctor|try again"):
                 search(conn, "port", [1, 0, 0, 0], model)
-    conn.close()
+    with database.connect(database_url) as closed:
+        pass
     with pytest.raises(DatabaseError, match="connection to PostgreSQL was lost"):
-        search(conn, "port", [1, 0, 0, 0], model)
+        search(closed, "port", [1, 0, 0, 0], model)
 
 
 def test_the_indexes_serve_a_large_corpus(connection: Conn, model: EmbeddingModel) -> None:
