@@ -40,7 +40,7 @@ def choose_account(data: Path) -> Account | None:
         return None
     import pwd
 
-    with suppress(FileNotFoundError, KeyError):
+    with suppress(OSError, KeyError):
         owner = data.stat().st_uid
         if owner != 0:
             entry = pwd.getpwuid(owner)
@@ -77,8 +77,10 @@ def can_traverse(folder: Path, account: Account | None) -> bool:
     for part in (folder, *folder.parents):
         try:
             info = part.stat()
-        except FileNotFoundError:
+        except OSError:  # not there yet: the one above decides
             continue
+        if not stat.S_ISDIR(info.st_mode):
+            continue  # a file in the way: creating the folder will name it
         if info.st_uid == account.uid:
             bit = stat.S_IXUSR
         elif info.st_gid == account.gid:

@@ -143,10 +143,10 @@ class _Supervisor:
         while True:
             self._sleep(TICK if is_ready else 0.05)
             assert self.server is not None
-            if self.is_asked_to_stop:
-                return self._stop("stopped")
             if not self._owns_folder():
-                return self._stop(None)
+                return self._stop_server(signal.SIGQUIT)  # there is nothing left to close in order
+            if self.is_asked_to_stop:
+                return self._end()
             if self.server.poll() is not None:
                 failures = 1 if is_ready and time.monotonic() - ready_at > STEADY_SECONDS else failures + 1
                 is_ready = False
@@ -162,7 +162,7 @@ class _Supervisor:
                 and time.monotonic() - idle_since > IDLE_SECONDS
                 and self._shut_the_door()
             ):
-                return self._stop("stopped")
+                return self._end()
 
     def fail(self, reason: str) -> None:
         """Say why, for the clients that wait; leave no server behind."""
@@ -189,17 +189,16 @@ class _Supervisor:
         self._sleep(0.05 * 2**failures)
         self._start()
 
-    def _stop(self, state: str | None) -> None:
+    def _end(self) -> None:
         self._stop_server()
-        if state is not None:
-            self._write(state)
+        self._write("stopped")
 
-    def _stop_server(self) -> None:
+    def _stop_server(self, first: signal.Signals = signal.SIGINT) -> None:
         """Fast, then immediate, then by force: whatever happens, no process stays in the folder."""
         if self.server is not None and self.server.poll() is None:
-            for number, patience in ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)):
+            for number, patience in ((first, 20.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)):
                 self.server.send_signal(number)
-                self.server.send_signal(signal.SIGCONT)  # a frozen server must hear it
+                _thaw(self.home / "data")
                 with suppress(subprocess.TimeoutExpired):
                     self.server.wait(patience)
                     break
@@ -268,6 +267,13 @@ def stop_leftovers(data: Path) -> None:
         (data / "postmaster.pid").unlink(missing_ok=True)
 
 
+def _thaw(data: Path) -> None:
+    """Let frozen processes go on, or they would hear of the shutdown only when killed."""
+    for pid in cluster.processes_in(data):
+        with suppress(OSError):
+            os.kill(pid, signal.SIGCONT)
+
+
 def _has_emptied(data: Path, number: int) -> bool:
     """Signal what is in the folder; its server alone while that lives and may still end its own children."""
     leftovers = cluster.processes_in(data)
@@ -275,6 +281,7 @@ def _has_emptied(data: Path, number: int) -> bool:
     for target in [server] if server in leftovers and number != signal.SIGKILL else leftovers:
         with suppress(OSError):
             os.kill(target, number)
+            os.kill(target, signal.SIGCONT)
     return not leftovers
 
 

@@ -14,7 +14,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from ragblame import database, postgres_binaries, postgres_cluster, settings
+from ragblame import database, postgres, postgres_binaries, postgres_cluster, settings
 
 # Durability is tested in test_postgres.py with a server of its own; everything else wants speed.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_wal_size": "512MB"}
@@ -25,21 +25,29 @@ def isolated_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """No test reads the developer's ragblame.toml, RAGBLAME_* variables or data folder, or asks a hub."""
     for name in [name for name in os.environ if name.upper().startswith(settings.ENV_PREFIX)]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("RAGBLAME_DATA_DIR", str(tmp_path / "ragblame-data"))
+    folder = _open_folder()
+    monkeypatch.setenv("RAGBLAME_DATA_DIR", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setitem(settings.Settings.model_config, "toml_file", tmp_path / "ragblame.toml")
     settings.load_settings.cache_clear()
     yield
     settings.load_settings.cache_clear()
+    if (folder / "postgres").exists():  # an embedded server that the test started
+        postgres.stop(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The test's own data folder, as in RAGBLAME_DATA_DIR; an embedded server in it is stopped afterwards."""
+    return Path(os.environ["RAGBLAME_DATA_DIR"])
 
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """URL of one server for the whole session; it dies with this process, however that ends."""
-    # not pytest's tmp_path: its 0700 parents keep the server's account out when the suite runs as root
-    home = Path(tempfile.mkdtemp(prefix="ragblame-tests-"))
+    home = _open_folder()
     account = postgres_binaries.choose_account(home / "data")
-    home.chmod(0o700 if account is None else 0o711)
     server = None
     try:
         postgres_cluster.create_cluster(home, account)
@@ -85,6 +93,13 @@ def connection(database_url: str) -> Iterator[psycopg.Connection]:
     """A connection to ``database_url`` as the product opens it (search path set, autocommit off)."""
     with database.connect(database_url) as conn:
         yield conn
+
+
+def _open_folder() -> Path:
+    """A temporary folder that a server's account can pass through; as root, pytest's tmp_path is closed."""
+    folder = Path(tempfile.mkdtemp(prefix="ragblame-tests-"))
+    folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    return folder
 
 
 def _temporary_database(server_url: str, template: str) -> Iterator[str]:
