@@ -22,6 +22,7 @@ MAX_DEPTH: Final = 8  # nesting kept of a metadata value
 MAX_VALUES: Final = 2_000  # values kept of one metadata object, all levels together
 MAX_CHARACTERS: Final = 64_000  # code points kept of one metadata object, all levels together
 MAX_IDENTITY_BYTES: Final = 2_000  # a B-tree entry may not exceed about 2 700 bytes
+MAX_INTEGER_BITS: Final = 1_024
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _NOTE = re.compile(r"… \d+ more")
@@ -71,10 +72,14 @@ class _Cleaner:
         if isinstance(value, Enum):
             return self.clean(value.value, depth)
         if isinstance(value, int):
-            # Beyond double precision most readers of JSON lose digits, and very long ones refuse to print.
-            return int(value) if value.bit_length() <= 256 else f"<integer of {value.bit_length()} bits>"
+            # Beyond a double's range most readers of JSON fail, and Python refuses to print very long ones.
+            return (
+                int(value)
+                if value.bit_length() <= MAX_INTEGER_BITS
+                else f"<integer of {value.bit_length()} bits>"
+            )
         if isinstance(value, float):
-            return float(value) if math.isfinite(value) else None
+            return value + 0.0 if math.isfinite(value) else None  # jsonb knows one zero only
         if isinstance(value, Mapping | list | tuple | set | frozenset):
             if depth >= MAX_DEPTH:
                 return f"<{type(value).__name__} too deep>"
