@@ -65,5 +65,6 @@ class Bar:
 def progress_bar(name: str) -> Iterator[Bar]:
     """A bar on stderr while the block runs."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=words(), transient=True) as progress:
+    console = words()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bar(progress, name)

@@ -1,6 +1,7 @@
-"""Failed attributions back into the queue, once their cause (a model, a setting, memory) was mended."""
+"""Traces back into the queue, once what kept them out of it (a model, a setting, memory) was mended."""
 
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
@@ -28,3 +29,28 @@ def requeue_failed(conn: psycopg.Connection[Any]) -> int:
     with database_faults("failed attributions"), conn.transaction():
         row = conn.execute(_REQUEUE, {"queue": QUEUE, "task": TASK}).fetchone()
     return 0 if row is None else int(row[0])
+
+
+_REQUEUE_ONE = """
+SELECT procrastinate_defer_jobs_v1(ARRAY[
+    ROW(%(queue)s, %(task)s, 0, NULL, %(task)s || '-' || t.id,
+        jsonb_build_object('trace_id', t.id::text), NULL)
+    ::procrastinate_job_to_defer_v1])
+FROM ragblame.trace t
+WHERE t.id = %(id)s AND NOT EXISTS (
+    SELECT FROM jobs.procrastinate_jobs j
+    WHERE j.queueing_lock = %(task)s || '-' || t.id AND j.status IN ('todo', 'doing'))
+"""
+
+
+def requeue_trace(conn: psycopg.Connection[Any], trace_id: UUID) -> bool:
+    """Give one trace a job unless it has one that waits or runs; whether it got one.
+
+    Runs in the caller's transaction. Raises ``DatabaseError``.
+    """
+    try:
+        with database_faults("job", trace_id), conn.transaction():
+            found = conn.execute(_REQUEUE_ONE, {"queue": QUEUE, "task": TASK, "id": trace_id}).fetchone()
+    except psycopg.errors.UniqueViolation:  # somebody else was faster
+        return False
+    return found is not None

@@ -25,6 +25,8 @@ from ragblame.errors import DatabaseError
 from ragblame.settings import Settings, load_settings
 from ragblame.traces import QUEUE, TASK
 
+__all__ = ["WorkerTally", "run_worker"]
+
 GRACE_SECONDS: Final = 10.0  # a running attribution may finish after the signal, then it is put back
 POLL_SECONDS: Final = 1.0  # for new and cancelled jobs, beside PostgreSQL's notifications
 RECONNECT_SECONDS: Final = (1.0, 2.0, 5.0, 10.0, 30.0)  # between looks at a lost PostgreSQL; the last repeats
