@@ -6,7 +6,7 @@ right; a debugger that explains answers with such a model would lie, so each of 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -123,6 +123,10 @@ def _load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 
 def _load_model(name_or_path: str, dtype: "torch.dtype | str") -> PreTrainedModel:
+    had_bar = transformers.utils.logging.is_progress_bar_enabled()
+    hide_bar: Callable[[], None] = transformers.utils.logging.disable_progress_bar
+    show_bar: Callable[[], None] = transformers.utils.logging.enable_progress_bar
+    hide_bar()  # the caller shows progress of its own
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             name_or_path, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
@@ -133,6 +137,9 @@ def _load_model(name_or_path: str, dtype: "torch.dtype | str") -> PreTrainedMode
         ) from error
     except Exception as error:  # as above: one line, whatever the library raised
         raise ModelError(f"model {name_or_path} cannot be loaded ({_line(error)}); {_NEXT}") from error
+    finally:
+        if had_bar:
+            show_bar()
     model, info = cast("tuple[PreTrainedModel, Mapping[str, Any]]", loaded)
     lost = sorted(str(key) for key in [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())])
     if lost:

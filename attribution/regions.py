@@ -63,6 +63,7 @@ class Run:
     """Neighbouring units with nothing but separators between them."""
 
     units: tuple[Unit, ...]
+    opening: int  # code points before the first unit that go when no unit stays
     closing: int  # code points after the last unit that go when no unit stays
 
 
@@ -71,18 +72,15 @@ def remove(prompt: str, runs: Sequence[Run], mask: int) -> str:
     parts: list[str] = []
     at = 0
     for run in runs:
-        parts.append(prompt[at : run.units[0].header])
-        before: Unit | None = None
-        any_kept = False
-        for unit in run.units:
-            if any(mask >> owner & 1 for owner in unit.owners):
-                if any_kept and before is not None:
-                    parts.append(prompt[before.end : unit.header])
-                parts.append(prompt[unit.header : unit.start])
-                parts.extend(prompt[start:end] for start, end, owners in unit.pieces if mask & owners)
-                any_kept = True
-            before = unit
-        at = run.units[-1].end + (0 if any_kept else run.closing)
+        kept = [i for i, unit in enumerate(run.units) if any(mask >> owner & 1 for owner in unit.owners)]
+        first, last = run.units[0].header, run.units[-1].end
+        parts.append(prompt[at : first if kept else first - run.opening])
+        for place, i in enumerate(kept):
+            unit = run.units[i]
+            separator = run.units[i - 1].end if place else unit.header
+            parts.append(prompt[separator : unit.start])
+            parts.extend(prompt[start:end] for start, end, owners in unit.pieces if mask & owners)
+        at = last if kept else last + run.closing
     parts.append(prompt[at:])
     return "".join(parts)
 
@@ -193,7 +191,7 @@ def _line_start(prompt: str, start: int, lines: int, floor: int) -> int:
 
 
 def _close(prompt: str, units: list[Unit], regions: Sequence[Region]) -> Run:
-    """Decide what follows the last unit out of the prompt when no unit stays: closing tag, one line break."""
+    """Decide what goes with the run when no unit stays: a closing tag, one line break."""
     ceiling = regions[units[-1].owners[0]].ceiling
     head = prompt[regions[units[0].owners[0]].floor : units[0].header]
     tail = prompt[units[-1].end : ceiling]
@@ -207,10 +205,13 @@ def _close(prompt: str, units: list[Unit], regions: Sequence[Region]) -> Run:
         end_tag = re.match(rf"\s*</{tag['tag']}\s*>", tail, re.IGNORECASE)
         closing = end_tag.end() if end_tag else 0
     rest = tail[closing:]
+    opening = 0
     is_blank_line = (head.endswith("\n") or not head) and rest.startswith("\n")
     if is_blank_line or (head.endswith(" ") and rest.startswith(" ")):
         closing += 1
-    return Run(units=tuple(units), closing=closing)
+    elif head.endswith("\n") and not rest:
+        opening = 1  # the message would have ended with the line above
+    return Run(units=tuple(units), opening=opening, closing=closing)
 
 
 def _common_prefix(left: str, right: str) -> int:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragblame.attribution.layout import Layout
 from ragblame.attribution.loading import digest_state, load
-from ragblame.errors import ModelError
+from ragblame.errors import ContextLengthError, ModelError
 from ragblame.records import Cost, ScorerRef
 
 if TYPE_CHECKING:
@@ -120,7 +120,10 @@ class TransformersScorer:
         if name_or_path is None:
             from ragblame.attribution.world import shipped
 
-            name_or_path = str(shipped.model_path())
+            try:
+                name_or_path = str(shipped.model_path())
+            except FileNotFoundError as error:
+                raise ModelError(str(error)) from error
             name = "ragblame small model"
         else:
             name = name_or_path
@@ -137,16 +140,16 @@ class TransformersScorer:
         return int(limit) if isinstance(limit, int) and limit > 0 else None
 
     def check_length(self, prompt_tokens: int, answer_tokens: int) -> None:
-        """Raises ``ModelError`` naming both lengths when prompt and answer do not fit."""
+        """Raises ``ContextLengthError`` naming both lengths when prompt and answer do not fit."""
         limit = self.max_length
         if limit is not None and prompt_tokens + answer_tokens > limit:
-            raise ModelError(
+            raise ContextLengthError(
                 f"prompt ({prompt_tokens} tokens) and answer ({answer_tokens} tokens) exceed what "
                 f"{self.ref.name} reads ({limit} tokens); use a scorer with a longer context"
             )
 
     def score(self, layout: Layout, masks: Sequence[int]) -> NDArray[np.float32]:
-        """See ``Scorer.score``. Raises ``ModelError`` when prompt and answer exceed the model's context."""
+        """See ``Scorer.score``. Raises ``ContextLengthError`` when prompt and answer exceed the context."""
         started = time.perf_counter()
         answer = layout.answer_ids
         prompts = {mask: layout.prompt_ids(mask) for mask in dict.fromkeys(masks)}

@@ -40,6 +40,10 @@ class UnsupportedArchitectureError(ModelError):
     """A method cannot serve a model family; the message names both."""
 
 
+class ContextLengthError(ModelError):
+    """Prompt and answer are longer than the scorer can read; the message gives all three lengths."""
+
+
 class AlignmentError(RagblameError):
     """Tokens and text disagree: offsets would be wrong, so nothing is computed."""
 

@@ -1,9 +1,13 @@
 """Tiny random models and byte-level tokenizers, built in memory: real families, real kernels, no download."""
 
+import json
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -41,42 +45,40 @@ def tiny_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A tokenizer of some 400 entries, "byte level" (like GPT-2) or "metaspace" (like SentencePiece)."""
     specials = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    bytewise = [] if style == "byte level" else ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     if style == "byte level":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
     else:
         tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-        tokenizer.decoder = decoders.Sequence(
-            [
-                decoders.Replace("▁", " "),
-                decoders.ByteFallback(),
-                decoders.Fuse(),
-                decoders.Strip(" ", 1, 0),
-            ]
-        )
-        alphabet = []
-        specials = ["<unk>", *specials, *(f"<0x{byte:02X}>" for byte in range(256))]
+        parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        tokenizer.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(
-        vocab_size=len(specials) + 420,
-        special_tokens=specials if style == "byte level" else specials[:5],
-        initial_alphabet=alphabet,
+        vocab_size=420,
+        special_tokens=[*specials, *bytewise],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if style == "byte level" else [],
         show_progress=False,
     )
-    if style != "byte level":
-        trainer = trainers.BpeTrainer(
-            vocab_size=420, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-        )
     tokenizer.train_from_iterator([WORDS] * 4, trainer)
+    if bytewise:  # the trainer makes them special; in real vocabularies they are ordinary entries
+        state = json.loads(tokenizer.to_str())
+        state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in specials]
+        tokenizer = Tokenizer.from_str(json.dumps(state))
     if adds_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
         )
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast = wrapped(tokenizer, bos_token="<s>", eos_token="</s>")
     fast.chat_template = chat_template
     return fast
+
+
+def wrapped(tokenizer: Tokenizer, **options: str) -> PreTrainedTokenizerFast:
+    """A bare tokenizer as the library's fast tokenizer."""
+    make: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    return make(tokenizer_object=tokenizer, **options)
 
 
 def tiny_config(family: str, *, window: int | None = None, layers: int = 3) -> PreTrainedConfig:
@@ -92,7 +94,7 @@ def tiny_config(family: str, *, window: int | None = None, layers: int = 3) -> P
             bos_token_id=0,
             eos_token_id=1,
         )
-    shared = {
+    shared: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -122,9 +124,29 @@ def tiny_model(
     spread: float = 0.25,
 ) -> PreTrainedModel:
     """A random model whose weights are spread enough for attention and outputs to depend on every token."""
-    torch.manual_seed(seed)
     config = tiny_config(family, window=window, layers=layers)
     config.initializer_range = spread
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
-    assert isinstance(model, PreTrainedModel)
-    return model.eval()
+    return built(config, attention=attention, seed=seed)
+
+
+def built(config: PreTrainedConfig, *, attention: str | None = None, seed: int = 0) -> PreTrainedModel:
+    """A random float32 model of a configuration, in evaluation mode."""
+    torch.manual_seed(seed)
+    make: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
+    model = make(config, attn_implementation=attention, dtype=torch.float32)
+    model.train(False)
+    return model
+
+
+def halved(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in bfloat16."""
+    torch.nn.Module.to(model, torch.bfloat16)
+    return model
+
+
+def head_weight(model: PreTrainedModel) -> Tensor:
+    """Weight of the output head, shape [vocabulary, hidden]."""
+    get: Callable[[], torch.nn.Module] = model.get_output_embeddings
+    weight = get().weight
+    assert isinstance(weight, Tensor)
+    return weight

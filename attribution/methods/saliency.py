@@ -8,9 +8,9 @@ With f the span's log-probability and e_i the embedding of prompt token i:
   between embedding and layer 0 cancels in it, and position embeddings stay out of it;
 * integrated gradients over the chunk tokens only (Sundararajan et al. 2017, arXiv 1703.01365): embeddings of
   chunk tokens move from that of a line break to their own, everything else stays. Shares then sum to
-  ``f(prompt) - f(prompt with line breaks for chunks)``; the gap is reported. (From the mean embedding, which is
-  short, a normalising first layer turns sharply: on a tiny random Llama 24 nodes missed the total by 1.5 nats
-  against 0.03 from a line break.)
+  ``f(prompt) - f(prompt with line breaks for chunks)``; the gap is reported. (From the mean embedding, which
+  is short, a normalising first layer turns sharply: on a tiny random Llama 24 nodes missed the total by
+  1.5 nats, against 0.03 from a line break.)
 """
 
 import time
