@@ -216,7 +216,9 @@ def _clause_pieces(
     """Values of a clause and the words between them, in order."""
     head = _value_start(text, start, end, known)
     if head is not None:
-        yield from _between(text, start, head)
+        # The words before a value are its subject; one that the question asked about claims nothing more.
+        if not content_stems(text[start:head]) & known.echo:
+            yield from _between(text, start, head)
         low, high = _trim(text, head, end)
         yield _Piece(low, high, _value_kind(text[low:high]))
     else:

@@ -43,7 +43,7 @@ META_WORDS = _table("""
 NEGATIONS = _table(
     "no not never none neither nor nothing nobody nowhere without cannot unable lacks lack fails"
 )
-PRONOUNS = _table("it its he his she her they their them this these that those such there")
+PERSONAL_PRONOUNS = _table("it its it's he his she her they their them")
 _SUFFIXES = (
     ("ational", "ate"), ("ization", "ize"), ("isation", "ize"), ("ingly", ""), ("edly", ""), ("ments", ""),
     ("ment", ""), ("nesses", ""), ("ness", ""), ("ations", "ate"), ("ation", "ate"), ("ities", "ity"),
