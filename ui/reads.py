@@ -15,6 +15,7 @@ from psycopg import Connection
 from psycopg.rows import dict_row
 
 from ragblame.records import Cause, TraceStatus, VerdictKind
+from ragblame.traces import TASK
 
 PAGE_ROWS: Final = 50
 FACET_ROWS: Final = 50_000  # newest matching spans that the counts look at; bounds their cost
@@ -334,13 +335,13 @@ def read_facets(conn: Connection[Any], filters: Filters) -> Facets:
 
 
 # A waiting job is found by procrastinate's partial unique index, a running one by its index on working jobs.
-PROGRESS_SQL: Final = """CASE
+PROGRESS_SQL: Final = f"""CASE
     WHEN r.state IS NOT NULL THEN r.state
     WHEN EXISTS (SELECT FROM jobs.procrastinate_jobs j
-                 WHERE j.queueing_lock = 'attribute-' || t.id AND j.status = 'todo') THEN 'queued'
+                 WHERE j.queueing_lock = '{TASK}-' || t.id AND j.status = 'todo') THEN 'queued'
     WHEN EXISTS (SELECT FROM jobs.procrastinate_jobs j
                  WHERE j.worker_id IS NOT NULL AND j.status = 'doing'
-                   AND j.queueing_lock = 'attribute-' || t.id) THEN 'running'
+                   AND j.queueing_lock = '{TASK}-' || t.id) THEN 'running'
     ELSE 'not queued' END"""
 
 _TRACES = """

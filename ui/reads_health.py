@@ -8,6 +8,8 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.rows import dict_row
 
+from ragblame.traces import QUEUE
+
 HEARTBEAT_SECONDS: Final = 60.0  # a worker silent for longer counts as gone
 
 
@@ -72,18 +74,18 @@ def read_backlog(conn: Connection[Any]) -> Backlog:
         row = cursor.execute(
             """
             SELECT (SELECT count(*) FROM jobs.procrastinate_jobs
-                    WHERE queue_name = 'attribution' AND status = 'todo') AS waiting,
+                    WHERE queue_name = %(queue)s AND status = 'todo') AS waiting,
                    (SELECT count(*) FROM jobs.procrastinate_jobs
-                    WHERE queue_name = 'attribution' AND status = 'doing') AS running,
+                    WHERE queue_name = %(queue)s AND status = 'doing') AS running,
                    (SELECT extract(epoch FROM now() - min(e.at)) FROM jobs.procrastinate_events e
                     JOIN jobs.procrastinate_jobs j ON j.id = e.job_id
-                    WHERE j.queue_name = 'attribution' AND j.status = 'todo'
+                    WHERE j.queue_name = %(queue)s AND j.status = 'todo'
                       AND e.type = 'deferred') AS oldest,
                    (SELECT count(*) FROM jobs.procrastinate_workers
-                    WHERE last_heartbeat > now() - make_interval(secs => %s)) AS workers,
+                    WHERE last_heartbeat > now() - make_interval(secs => %(silence)s)) AS workers,
                    (SELECT max(last_heartbeat) FROM jobs.procrastinate_workers) AS heartbeat
             """,
-            (HEARTBEAT_SECONDS,),
+            {"queue": QUEUE, "silence": HEARTBEAT_SECONDS},
         ).fetchone()
     assert row is not None  # a SELECT of scalars has exactly one row
     return Backlog(

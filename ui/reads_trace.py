@@ -29,7 +29,7 @@ from ragblame.records import (
     Verdict,
     VerdictKind,
 )
-from ragblame.traces import read_trace
+from ragblame.traces import TASK, read_trace
 from ragblame.ui.reads import PROGRESS_SQL, ItemState, Progress
 
 
@@ -100,7 +100,7 @@ class TracePage:
 _STATE: Final = f"""
 SELECT {PROGRESS_SQL} AS progress, r.error, r.finished_at, r.state IS NOT NULL AND EXISTS (
            SELECT FROM jobs.procrastinate_jobs j
-           WHERE j.queueing_lock = 'attribute-' || t.id AND j.status = 'todo') AS is_rerun_waiting
+           WHERE j.queueing_lock = '{TASK}-' || t.id AND j.status = 'todo') AS is_rerun_waiting
 FROM trace t LEFT JOIN attribution_run r ON r.trace_id = t.id WHERE t.id = %s"""
 
 

@@ -131,9 +131,10 @@ def _close_item(conn: Connection[Any], trace_id: UUID, span: int, version: int |
             version,
         )
         return
-    if conn.execute(
-        "SELECT FROM triage_item WHERE trace_id = %s AND span = %s FOR UPDATE", (trace_id, span)
-    ).fetchone():
+    appeared = conn.execute(
+        "SELECT 1 FROM triage_item WHERE trace_id = %s AND span = %s FOR UPDATE", (trace_id, span)
+    ).fetchone()
+    if appeared is not None:
         raise _conflict(conn, trace_id, span)
 
 

@@ -14,6 +14,7 @@ import psycopg
 import psycopg_pool
 import streamlit as st
 
+from ragblame.attribution.jobs.requeue import requeue_trace
 from ragblame.database import open_pool, require_schema, resolve_url
 from ragblame.database_errors import explain
 from ragblame.records import Method, TokenHeat
@@ -132,6 +133,14 @@ def wake_sleepers() -> int:
     """Reopen snoozed items whose time has come, at most every half minute."""
     with transaction() as conn:
         return wake_snoozed(conn)
+
+
+def attribute_again(trace_id: UUID) -> None:
+    """Put a trace into the attribution queue."""
+    with transaction() as conn:
+        requeue_trace(conn, trace_id)
+    forget()
+    backlog.clear()
 
 
 def forget() -> None:

@@ -33,13 +33,12 @@ def requeue_failed(conn: psycopg.Connection[Any]) -> int:
 
 _REQUEUE_ONE = """
 SELECT procrastinate_defer_jobs_v1(ARRAY[
-    ROW(%(queue)s, %(task)s, 0, NULL, %(task)s || '-' || t.id,
-        jsonb_build_object('trace_id', t.id::text), NULL)
-    ::procrastinate_job_to_defer_v1])
+    ROW(%(queue)s::text, %(task)s::text, 0, NULL, %(task)s::text || '-' || t.id,
+        jsonb_build_object('trace_id', t.id::text), NULL)::procrastinate_job_to_defer_v1])
 FROM ragblame.trace t
 WHERE t.id = %(id)s AND NOT EXISTS (
     SELECT FROM jobs.procrastinate_jobs j
-    WHERE j.queueing_lock = %(task)s || '-' || t.id AND j.status IN ('todo', 'doing'))
+    WHERE j.queueing_lock = %(task)s::text || '-' || t.id AND j.status IN ('todo', 'doing'))
 """
 
 
@@ -48,9 +47,10 @@ def requeue_trace(conn: psycopg.Connection[Any], trace_id: UUID) -> bool:
 
     Runs in the caller's transaction. Raises ``DatabaseError``.
     """
-    try:
-        with database_faults("job", trace_id), conn.transaction():
-            found = conn.execute(_REQUEUE_ONE, {"queue": QUEUE, "task": TASK, "id": trace_id}).fetchone()
-    except psycopg.errors.UniqueViolation:  # somebody else was faster
-        return False
-    return found is not None
+    with database_faults("job", trace_id):
+        try:
+            with conn.transaction():
+                values = {"queue": QUEUE, "task": TASK, "id": trace_id}
+                return conn.execute(_REQUEUE_ONE, values).fetchone() is not None
+        except psycopg.errors.UniqueViolation:  # somebody else was faster
+            return False

@@ -18,7 +18,7 @@ from ragblame.ui.components.nodes import Node, draw, el
 from ragblame.ui.components.notices import notice, problem
 from ragblame.ui.components.numbers import costs_table, methods_table
 from ragblame.ui.components.prompt import prompt_messages
-from ragblame.ui.components.reviewing import just_saved, review_panel
+from ragblame.ui.components.reviewing import review_panel, was_just_reviewed
 from ragblame.ui.components.waterfall import waterfall, waterfall_steps, waterfall_sum
 from ragblame.ui.components.wording import plural, span_of_time
 from ragblame.ui.reads import Cursor, Progress, QueueRow, as_uuid
@@ -92,7 +92,7 @@ def _show_head(page: TracePage, span: Span | None) -> None:
         draw([crumbs(page.trace)], key="crumbs")
     if back.button("Queue", key="back", icon=":material/arrow_back:", shortcut="q", width="stretch"):
         st.switch_page("screens/queue.py")
-    is_done = span is not None and just_saved(page.trace.id, span.index)
+    is_done = span is not None and was_just_reviewed(page.trace.id, span.index)
     _go(previous, "Previous", "k", before, is_primary=False)
     _go(following, "Next", "j", behind, is_primary=is_done)
 
@@ -127,13 +127,15 @@ def _show_progress(page: TracePage) -> None:
     elif page.progress in (Progress.QUEUED, Progress.RUNNING):
         _wait(page)
     elif page.progress is Progress.NOT_QUEUED:
-        text = "This trace was stored without a job. Attribute it now:"
-        draw([notice("Not attributed", text, [f"ragblame explain {page.trace.id}"])], key="not queued")
+        draw([notice("Not attributed", "This trace was stored without a job.")], key="not queued")
     elif not page.spans:
         text = "The answer holds nothing that could be checked."
         draw([notice("No spans", text), *cautions(page.explanation, None)], key="no spans")
     if page.is_rerun_waiting:
         draw([el("p", "strip", "A new attribution of this trace is waiting.")], key="rerun")
+    elif page.progress in (Progress.FAILED, Progress.NOT_QUEUED):
+        again = " again" if page.progress is Progress.FAILED else ""
+        st.button(f"Attribute it{again}", on_click=store.attribute_again, args=(page.trace.id,))
 
 
 @st.fragment(run_every=POLL_SECONDS)
