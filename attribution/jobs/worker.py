@@ -59,7 +59,7 @@ def run_worker(
         heartbeat_seconds=heartbeat_seconds,
         stalled_seconds=stalled_seconds,
     )
-    with _procrastinate_speaks_through(report):
+    with _libraries_speak_through(report):
         asyncio.run(worker.serve())
     return worker.tally
 
@@ -225,7 +225,7 @@ def _as_database_error(error: BaseException) -> DatabaseError:
 
 
 class _OneLine(logging.Handler):
-    """procrastinate's warnings as one line of ours: its tracebacks say nothing to an operator."""
+    """What the libraries warn about as one line of ours: their tracebacks say nothing to an operator."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -233,17 +233,20 @@ class _OneLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Report the message alone."""
-        self.report(f"queue: {record.getMessage().splitlines()[0]}")
+        self.report(f"queue: {' '.join(record.getMessage().split())[:300]}")
 
 
 @contextmanager
-def _procrastinate_speaks_through(report: Callable[[str], None]) -> Iterator[None]:
-    logger = logging.getLogger("procrastinate")
+def _libraries_speak_through(report: Callable[[str], None]) -> Iterator[None]:
     handler = _OneLine(report)
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
+    loggers = [logging.getLogger(name) for name in ("procrastinate", "psycopg.pool")]
+    before = [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate
