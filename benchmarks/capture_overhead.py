@@ -1,7 +1,7 @@
 """What the callback adds to one run of a retrieval chain, beside a handler and a tracer that do nothing.
 
-CPU seconds of the whole process (our writer thread included, PostgreSQL replaced by a counting sink, so that only
-the capture itself is compared), on LangChain's own parts: a retriever, a prompt, a fake chat model, a parser.
+CPU seconds of the whole process (our writer thread included, PostgreSQL replaced by a counting sink, so that
+only capture is compared), on LangChain own parts: a retriever, a prompt, a fake chat model, a parser.
 Run: python benchmarks/capture_overhead.py [--json]
 """
 

@@ -1,4 +1,4 @@
-"""How every benchmark reports: one table for people, one JSON object for programs, the environment beside both."""
+"""How every benchmark reports: a table for people, a JSON object for programs, the environment with both."""
 
 import json
 import os
