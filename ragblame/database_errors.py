@@ -54,7 +54,7 @@ def server_name(url: str) -> str:
     )
     try:
         known = {name: str(value) for name, value in conninfo_to_dict(url).items()}
-    except psycopg.Error:
+    except (psycopg.Error, UnicodeError):
         raise unreadable from None
     host, port, name = (known.get(key, "") for key in ("host", "port", "dbname"))
     # an unescaped @, / or : in the password shifts its rest into these

