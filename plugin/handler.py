@@ -129,6 +129,8 @@ class BlameHandler(BaseCallbackHandler):
             if inputs is not None and not tree.questions:
                 self._note_question(tree, inputs)
             tree.answer = payloads.answer_text(outputs)
+            if outputs is None and tree.is_streaming:
+                tree.answer = ""  # left before its second piece: LangChain forgets the last one it gave out
             open_runs.hold(tree, tree.answer)
             self._finish(tree)
 
@@ -196,7 +198,7 @@ class BlameHandler(BaseCallbackHandler):
             run_id=run_id,
             query=str.__str__(query) if isinstance(query, str) else "",
             name=name if isinstance(name, str) else None,
-            table=table if isinstance(table, str) else self.source_table,
+            table=table if isinstance(table, str) else tree.table,
             is_nested=tree.is_in_retriever(kwargs.get("parent_run_id")),
         )
 
@@ -301,13 +303,11 @@ class BlameHandler(BaseCallbackHandler):
         tree, is_news = open_runs.start(run_id, event.get("parent_run_id"), id(self))
         if tree is not None and self.explicit:
             tree.explicit = True
-            tree.app = tree.app or self.app
-            tree.sink = tree.sink or self.sink
+            self._configure(tree)
         if tree is None or not is_news:
             return None
         if run_id == tree.root_id:
-            tree.app = tree.app or self.app
-            tree.table = self.source_table
+            self._configure(tree)
             if takes_pending:
                 tree.recorded.extend(take_pending())
             tree.tags = tuple(tag for tag in event.get("tags") or () if isinstance(tag, str))
@@ -318,6 +318,11 @@ class BlameHandler(BaseCallbackHandler):
                 counters.add("evicted_runs")
                 self._finish(overdue)
         return tree
+
+    def _configure(self, tree: RunTree) -> None:
+        tree.app = tree.app or self.app
+        tree.table = tree.table or self.source_table
+        tree.sink = tree.sink or self.sink
 
     def _start_model(
         self,

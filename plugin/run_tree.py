@@ -95,7 +95,8 @@ class RunTree:
     @property
     def has_chunks(self) -> bool:
         """Whether any retrieved text was seen."""
-        return bool(self.passed or self.recorded or any(run.chunks for run in list(self.retrievers.values())))
+        retrieved = any(run.chunks for run in list(self.retrievers.values()))
+        return bool(retrieved or self.passed or self.recorded)
 
     @property
     def is_worth_keeping(self) -> bool:
@@ -153,9 +154,13 @@ class OpenRuns:
         with self.lock:
             now = time.monotonic()
             known = self._trees.get(run_id)
-            # The same handler starting the same root again means that the caller reuses a run id.
-            if known is not None and (known.owner != owner or known.root_id != run_id):
-                return known, False
+            if known is not None:
+                is_root = run_id == known.root_id
+                if known.ended is not None and not is_root:
+                    return None, False
+                # A root that starts again, after its end or by the same handler: a reused run id.
+                if known.ended is None and not (is_root and known.owner == owner):
+                    return known, False
             tree = self._trees.get(parent_id) if parent_id is not None else None
             if tree is None:
                 if parent_id is not None and self._is_tombstone(parent_id, now):
