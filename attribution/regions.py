@@ -35,6 +35,10 @@ _WORDLESS = re.compile(r"(?:[\W_]|</?\w+[^<>]{0,200}>)*")  # separators, rules, 
 _KEY = re.compile(r"<?/?\s*([\w#][\w# -]{0,30}?)\s*[:=([>]")
 
 
+_REACH = 300  # code points before a chunk that are looked at for a label: also bounds the patterns' work
+_HEADER_REACH = 2000  # the same for headers of several lines
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
     """Where the text of one player stands in the full prompt."""
@@ -143,6 +147,7 @@ def _cluster(
 
 def _label_start(prompt: str, floor: int, start: int) -> int:
     """Start of the label before ``start``: on the same line, else one that fills the line above."""
+    floor = max(floor, start - _REACH)
     line = max(floor, prompt.rfind("\n", floor, start) + 1)
     if line < start:
         if _LINE_LABEL.fullmatch(prompt, line, start):
@@ -171,7 +176,8 @@ def _signature(line: str) -> str:
 
 def _shared_lines(head: str, gap: str) -> int:
     """How many lines before a chunk repeat those before the run's first chunk; the last may be incomplete."""
-    gap_lines = gap.split("\n")[1:]  # the first closes the chunk before
+    gap_lines = gap[-_HEADER_REACH:].split("\n")[1:]  # the first closes the chunk before
+    head = head[-_HEADER_REACH:]
     filled = 0
     pairs = zip(reversed(gap_lines), reversed(head.split("\n")), strict=False)
     for count, (ours, theirs) in enumerate(pairs):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward: bounds activations whatever the batch size
+MAX_LOGITS = 1 << 26  # answer rows x vocabulary of one forward (256 MB in float32): bounds the head's output
+MAX_SPREAD = 64  # tokens by which prompts of one batch may differ in length: rows of padding through the head
 
 
 class Scorer(Protocol):
@@ -99,7 +101,10 @@ class TransformersScorer:
         )
         self.cost = Cost()
         self._keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
-        _check_causal(self)
+        weight = model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        self._vocabulary = int(weight.shape[0])
+        _check_causal(self, self._vocabulary)
 
     @classmethod
     def from_pretrained(
@@ -152,8 +157,10 @@ class TransformersScorer:
         """See ``Scorer.score``. Raises ``ContextLengthError`` when prompt and answer exceed the context."""
         started = time.perf_counter()
         answer = layout.answer_ids
-        prompts = {mask: layout.prompt_ids(mask) for mask in dict.fromkeys(masks)}
-        self.check_length(max(map(len, prompts.values()), default=0), len(answer))
+        prompts: dict[int, tuple[int, ...]] = {}
+        for mask in sorted(set(masks), key=int.bit_count, reverse=True):  # the longest first: fail early
+            prompts[mask] = layout.prompt_ids(mask)
+            self.check_length(len(prompts[mask]), len(answer))
         self._check_vocabulary(max((max(ids) for ids in (*prompts.values(), answer)), default=0))
         rows: dict[tuple[int, ...], NDArray[np.float32]] = {}
         forwards = tokens = 0
@@ -236,9 +243,15 @@ class TransformersScorer:
         """Prompts of like length together, bounded in number, padded tokens and rows for the head."""
         batch: list[tuple[int, ...]] = []
         for prompt in sorted(prompts, key=lambda ids: (len(ids), ids)):
-            length = len(prompt) + answer_length
-            is_full = len(batch) >= self.batch_size or (len(batch) + 1) * length > MAX_BATCH_TOKENS
-            if batch and (is_full or len(prompt) - len(batch[0]) > max(64, answer_length)):
+            count = len(batch) + 1
+            spread = len(prompt) - len(batch[0]) if batch else 0
+            is_too_much = (
+                count > self.batch_size
+                or count * (len(prompt) + answer_length) > MAX_BATCH_TOKENS
+                or count * (spread + answer_length) * self._vocabulary > MAX_LOGITS
+                or spread > max(MAX_SPREAD, answer_length)
+            )
+            if batch and is_too_much:
                 yield batch
                 batch = []
             batch.append(prompt)
@@ -246,10 +259,9 @@ class TransformersScorer:
             yield batch
 
     def _check_vocabulary(self, largest: int) -> None:
-        rows = self.model.get_input_embeddings().num_embeddings
-        if isinstance(rows, int) and largest >= rows:
+        if largest >= self._vocabulary:
             raise ModelError(
-                f"token {largest} is beyond the {rows} of {self.ref.name}: the tokenizer is "
+                f"token {largest} is beyond the {self._vocabulary} of {self.ref.name}: the tokenizer is "
                 "another model's; use the tokenizer saved with it"
             )
 
@@ -275,11 +287,9 @@ class TransformersScorer:
 
 
 @torch.inference_mode()
-def _check_causal(scorer: TransformersScorer) -> None:
+def _check_causal(scorer: TransformersScorer, vocabulary: int) -> None:
     """Change the last token: if an earlier prediction moves, the model looks ahead and cannot be a scorer."""
     model = scorer.model
-    rows = model.get_input_embeddings().num_embeddings
-    vocabulary = rows if isinstance(rows, int) else 2
     ids = torch.arange(8, device=model.device)[None] % vocabulary
     changed = ids.clone()
     changed[0, -1] = (changed[0, -1] + 1) % vocabulary

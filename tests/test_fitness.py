@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from ragblame.attribution.alignment import align_chunks
 from ragblame.attribution.fitness import check_fitness, unigram_nats
 from ragblame.attribution.layout import build_layout
 from ragblame.attribution.scorer import TransformersScorer
+from ragblame.attribution.world.accuracy import draw_items
+from ragblame.attribution.world.answering import generate
 from ragblame.errors import ContextLengthError, InputError, ModelError
+from ragblame.records import Message
 from tests.tiny_models import tiny_tokenizer
-from tests.tiny_traces import CHUNKS, tiny_trace
+from tests.tiny_traces import tiny_trace
 
 RAGTRUTH = Path(__file__).resolve().parents[2] / "shared" / "data" / "ragtruth_qa.dev.jsonl.gz"
 
@@ -82,17 +85,12 @@ def test_small_model_is_unfit_for_real_english(small_model: TransformersScorer) 
 
 def test_small_model_is_fit_for_its_own_answers(small_model: TransformersScorer) -> None:
     """What the small model itself generates from chunks, it explains."""
-    model, tokenizer = small_model.model, small_model.tokenizer
-    for text in CHUNKS:
-        asked = build_layout(tiny_trace([text]), [], tokenizer)
-        ids = torch.tensor([asked.prompt_ids(asked.full_mask)])
-        made = []
-        for _ in range(16):
-            with torch.no_grad():
-                made.append(int(model(input_ids=ids).logits[0, -1].argmax()))
-            ids = torch.cat([ids, torch.tensor([[made[-1]]])], dim=1)
-        answer = str(tokenizer.decode(made)).split("\n")[0].strip()
-        if not answer:
-            continue
-        layout = build_layout(tiny_trace([text], answer), [], tokenizer)
-        assert check_fitness(layout, small_model.score(layout, [layout.full_mask])[0]).is_fit
+    items = draw_items("fitness", 8, chunks=(1, 3, 5), wanted=lambda _: True)
+    answers = generate(small_model.model, small_model.tokenizer, [item.prompt for item in items])
+    for item, answer in zip(items, answers, strict=True):
+        trace = tiny_trace(
+            [chunk.text for chunk in item.chunks], answer, prompt=[Message(role="prompt", text=item.prompt)]
+        )
+        layout = build_layout(trace, align_chunks(trace.chunks, trace.prompt), small_model.tokenizer)
+        fitness = check_fitness(layout, small_model.score(layout, [layout.full_mask])[0])
+        assert fitness.is_fit, fitness.reason

@@ -1,5 +1,6 @@
 """A layout removes chunks as if they had not been retrieved, and its tokens are those of the answer."""
 
+import time
 import unicodedata
 
 import pytest
@@ -336,6 +337,19 @@ def test_prompt_tokens_point_at_their_text() -> None:
         shown = layout.tokenizer.decode([token])
         assert isinstance(shown, str)
         assert layout.prompt[start:end] == shown.lstrip(" ") or shown.isspace()
+
+
+def test_hostile_texts_of_a_megabyte_are_laid_out_quickly() -> None:
+    """Text made to trip patterns (spaces, bullets, tags, digits) costs seconds, not hours."""
+    size = 300_000
+    started = time.perf_counter()
+    for filler in ("page" + " " * size, "- " * size, "<doc " * size, "1" * size, "[1" * size, "\n" * size):
+        layout = plain_layout(
+            ["Context: ", filler, 0, "\n", filler, 1, filler, "\nQ"], ["one " * size, "two"], tiny_tokenizer()
+        )
+        assert layout.prompt_text(3) == layout.prompt
+        assert "two" not in layout.prompt_text(1)
+    assert time.perf_counter() - started < 30
 
 
 def _clean(text: str) -> str:

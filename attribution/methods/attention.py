@@ -112,6 +112,9 @@ def _take(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The registered attention function: keep what weights are made of, let the fused kernel do the work."""
+    layers: list[LayerAttention] | None = getattr(_store, "layers", None)
+    if layers is None:  # another thread scores with this model meanwhile
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     refused = [name for name in _REFUSED if options.get(name) is not None]
     if refused:
         raise UnsupportedArchitectureError(
@@ -126,7 +129,7 @@ def _take(
                 f"{_store.method} cannot serve model type {_store.family!r}: its attention "
                 "adds a bias by position; use shapley or a gradient method"
             )
-    _store.layers.append(
+    layers.append(
         LayerAttention(
             query=query[0],
             key=key[0],
