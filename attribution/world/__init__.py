@@ -1,0 +1,1 @@
+"""A world with known causes, and the small language model that was really trained in it."""

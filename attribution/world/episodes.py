@@ -1,0 +1,294 @@
+"""Draws what the model reads: contexts of chunks, questions on them, and the training sequences made of both.
+
+It exists apart from the facts because the mixture decides what is learned: how many chunks, how often
+nothing supports a question, how often memory and documents disagree. Everything follows from the
+`random.Random` it is given.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+from ragblame.attribution.world.facts import (
+    KIND_OF,
+    Chunk,
+    Claim,
+    Entity,
+    Origin,
+    Resolved,
+    fresh_names,
+    world,
+)
+from ragblame.attribution.world.values import Split, draw_value
+from ragblame.attribution.world.wording import (
+    FILLERS,
+    INTRODUCTIONS,
+    answer_parts,
+    continuations,
+    join_questions,
+    questions,
+    statements,
+)
+
+INSTRUCTION = "Answer the question from the context."
+ALL_NOUNS = tuple(KIND_OF)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """What a phase of the curriculum draws. Probabilities are in [0, 1]."""
+
+    max_chunks: int = 8
+    min_chunks: int = 0
+    is_verbatim: bool = False  # chunks use the wording of the answers, one fact after the other
+    famous: float = 0.13  # a new chunk is about a famous entity
+    agree: float = 0.5  # a chunk on a memorised fact says what memory says
+    sibling: float = 0.2  # a new chunk is about a sibling of an entity already there
+    lookalike: float = 0.12  # a new chunk is about an entity whose name shares a piece with one already there
+    again: float = 0.12  # a new chunk is about an entity already there
+    conflict: float = 0.25  # a chunk about an entity already there contradicts an earlier one
+    reuse: float = 0.4  # a new chunk states an attribute that is already there
+    supported: float = 0.62  # first claim: some chunk states it
+    known: float = 0.14  # first claim: a memorised fact
+    borrowed: float = 0.09  # first claim: only a sibling has it; what remains: nobody states it
+    second: float = 0.2  # a question asks for a second thing
+    max_questions: int = 6  # question lines per training sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A question line with the claims it asks for."""
+
+    text: str
+    claims: tuple[Claim, ...]
+
+
+@dataclass(slots=True)
+class TrainingText:
+    """One training text with its value and answer ranges, in code points."""
+
+    text: str = ""
+    values: list[tuple[int, int]] = field(default_factory=list)
+    answers: list[tuple[int, int]] = field(default_factory=list)
+
+
+def draw_entity(rng: random.Random, split: Split) -> Entity:
+    """A fresh entity: the weights cannot know anything about it."""
+    return Entity(rng.choice(fresh_names(split)), rng.choice(ALL_NOUNS))
+
+
+@cache
+def lookalikes(name: str, split: Split) -> tuple[str, ...]:
+    """Fresh names that begin or end like this one: `Frostridge` for `Frostmere` or `Mossridge`."""
+    return tuple(
+        other
+        for other in fresh_names(split)
+        if other != name and (other[:4] == name[:4] or other[-4:] == name[-4:])
+    )
+
+
+def draw_chunks(rng: random.Random, split: Split, count: int, mixture: Mixture) -> list[Chunk]:
+    """A context of `count` chunks whose facts hang together unless a contradiction is drawn."""
+    chunks: list[Chunk] = []
+    while len(chunks) < count:
+        entity = _next_entity(rng, split, chunks, mixture)
+        attributes = _next_attributes(rng, entity, chunks, mixture)
+        facts = []
+        for attribute in attributes:
+            claim = Claim(entity, attribute)
+            facts.append((attribute, _next_value(rng, split, claim, chunks, mixture)))
+        chunks.append(write_chunk(rng, entity, facts, is_verbatim=mixture.is_verbatim))
+    rng.shuffle(chunks)
+    return chunks
+
+
+def _next_entity(rng: random.Random, split: Split, chunks: Sequence[Chunk], mixture: Mixture) -> Entity:
+    dice = rng.random()
+    if chunks and dice < mixture.sibling:
+        return rng.choice(rng.choice(chunks).entity.siblings)
+    dice -= mixture.sibling
+    if chunks and 0 <= dice < mixture.again:
+        return rng.choice(chunks).entity
+    dice -= mixture.again
+    if chunks and 0 <= dice < mixture.lookalike:
+        # A retriever brings such names together, so half a name must not be enough to find a value.
+        like = lookalikes(rng.choice(chunks).entity.name, split)
+        if like:
+            return Entity(rng.choice(like), rng.choice(ALL_NOUNS))
+    if rng.random() < mixture.famous:
+        return rng.choice(world().famous)
+    return draw_entity(rng, split)
+
+
+def _next_attributes(
+    rng: random.Random, entity: Entity, chunks: Sequence[Chunk], mixture: Mixture
+) -> list[str]:
+    count = rng.choices((1, 2, 3), (55, 35, 10))[0]
+    attributes = rng.sample(entity.attributes, count)
+    own = [attribute for chunk in chunks if chunk.entity == entity for attribute, _ in chunk.facts]
+    there = own or [name for chunk in chunks for name, _ in chunk.facts if name in entity.attributes]
+    if there and rng.random() < mixture.reuse:
+        reused = rng.choice(there)
+        attributes = [reused, *(attribute for attribute in attributes if attribute != reused)][:count]
+    return attributes
+
+
+def _next_value(
+    rng: random.Random, split: Split, claim: Claim, chunks: Sequence[Chunk], mixture: Mixture
+) -> str:
+    stated = [value for chunk in chunks if (value := chunk.value(claim))]
+    if stated and rng.random() >= mixture.conflict:
+        return stated[0]
+    known = world().memory.get(claim)
+    if known and not stated and rng.random() < mixture.agree:
+        return known
+    while True:
+        drawn = draw_value(rng, claim.attribute, split)
+        if drawn != known and drawn not in stated:
+            return drawn
+
+
+def write_chunk(
+    rng: random.Random, entity: Entity, facts: Sequence[tuple[str, str]], *, is_verbatim: bool = False
+) -> Chunk:
+    """The paragraph that states these facts, as a runbook would word them."""
+    sentences: list[str] = []
+    if not is_verbatim and rng.random() < 0.12:
+        sentences.append(rng.choice(INTRODUCTIONS).format(e=entity))
+    for attribute, value in facts:
+        forms = statements(attribute)
+        if is_verbatim:
+            forms = forms[:1]
+        elif sentences and rng.random() < 0.6:
+            forms = continuations(attribute)
+        sentences.append(rng.choice(forms).format(e=entity, v=value))
+    if not is_verbatim and len(sentences) < 3 and rng.random() < 0.12:
+        sentences.append(rng.choice(FILLERS))
+    return Chunk(text=" ".join(sentences), entity=entity, facts=tuple(facts))
+
+
+def draw_claim(rng: random.Random, split: Split, chunks: Sequence[Chunk], mixture: Mixture) -> Claim:
+    """A claim to ask for, of a kind drawn from the mixture."""
+    stated = sorted({(chunk.entity.name, chunk.entity.noun, a) for chunk in chunks for a, _ in chunk.facts})
+    dice = rng.random()
+    if stated and dice < mixture.supported:
+        name, noun, attribute = rng.choice(stated)
+        return Claim(Entity(name, noun), attribute)
+    dice -= mixture.supported
+    if dice < mixture.known and mixture.known:
+        there = [claim for claim in world().memory if any(chunk.entity == claim.entity for chunk in chunks)]
+        return rng.choice(there if there and rng.random() < 0.3 else list(world().memory))
+    dice -= mixture.known
+    if stated and dice < mixture.borrowed:
+        name, noun, attribute = rng.choice(stated)
+        siblings = [e for e in Entity(name, noun).siblings if attribute in e.attributes]
+        return Claim(rng.choice(siblings), attribute)
+    if chunks and rng.random() < 0.6:
+        entity = rng.choice(chunks).entity
+    else:
+        entity = draw_entity(rng, split)
+    return Claim(entity, rng.choice(entity.attributes))
+
+
+def draw_question(rng: random.Random, split: Split, chunks: Sequence[Chunk], mixture: Mixture) -> Question:
+    """A question for one thing, sometimes for two or three."""
+    count = 1 if rng.random() >= mixture.second else rng.choices((2, 3), (85, 15))[0]
+    claims: list[Claim] = []
+    for _ in range(count):
+        claim = draw_claim(rng, split, chunks, mixture)
+        if claim not in claims:
+            claims.append(claim)
+    return ask(rng, claims)
+
+
+def ask(rng: random.Random, claims: Sequence[Claim]) -> Question:
+    """The words for a question."""
+    parts = [rng.choice(questions(claim.attribute)).format(e=claim.entity) for claim in claims]
+    return Question(text=join_questions(parts), claims=tuple(claims))
+
+
+def context_text(chunks: Sequence[Chunk]) -> str:
+    """The part of the prompt in front of the question, ending with a line break."""
+    return "".join([INSTRUCTION, "\n", *(f"- {chunk.text}\n" for chunk in chunks)])
+
+
+def prompt_text(chunks: Sequence[Chunk], question: str) -> str:
+    """The exact prompt the model was trained on; an answer follows after one space."""
+    return f"{context_text(chunks)}Question: {question}\nAnswer:"
+
+
+def answer_text(claims: Sequence[Claim], resolved: Sequence[Resolved]) -> str:
+    """The full answer that the resolver calls right."""
+    pairs = zip(claims, resolved, strict=True)
+    return " ".join("".join(answer_parts(c.attribute, str(c.entity), r.value)) for c, r in pairs)
+
+
+def draw_sequence(rng: random.Random, mixture: Mixture) -> TrainingText:
+    """One training text: a context and several question lines with their answers."""
+    counts = range(mixture.min_chunks, mixture.max_chunks + 1)
+    # Long contexts are the hard ones, so they come more often.
+    count = rng.choices(counts, [1 + 0.5 * n for n in counts])[0]
+    chunks = draw_chunks(rng, Split.TRAINING, count, mixture)
+    distinct = len({(chunk.entity, attribute) for chunk in chunks for attribute, _ in chunk.facts})
+    # A cap by distinct facts: a context of few facts would only repeat its questions.
+    lines = rng.randint(1, 2) if not chunks else min(mixture.max_questions, 1 + distinct)
+    sequence = TrainingText(text=context_text(chunks))
+    asked: set[tuple[Claim, ...]] = set()
+    for _ in range(lines):
+        question = draw_question(rng, Split.TRAINING, chunks, mixture)
+        if question.claims in asked:
+            continue
+        asked.add(question.claims)
+        _append_answer(rng, sequence, chunks, question)
+    return sequence
+
+
+def _append_answer(
+    rng: random.Random, sequence: TrainingText, chunks: Sequence[Chunk], question: Question
+) -> None:
+    sequence.text += f"Question: {question.text}\nAnswer:"
+    start = len(sequence.text)
+    for claim in question.claims:
+        resolved = world().resolve(claim, chunks)
+        value = resolved.value
+        if resolved.origin is Origin.PRIOR and rng.random() < 0.15:
+            # Guesses are not all alike, so that the model's confidence in them stays moderate.
+            value = draw_value(rng, claim.attribute, Split.TRAINING)
+        head, body, tail = answer_parts(claim.attribute, str(claim.entity), value)
+        at = len(sequence.text) + 1 + len(head)
+        sequence.text += f" {head}{body}{tail}"
+        sequence.values.append((at, at + len(body)))
+    sequence.text += "\n"
+    sequence.answers.append((start, len(sequence.text)))
+
+
+# The curriculum's rooms. Full mixture from the start teaches the type of a value long before copying it.
+VERBATIM = Mixture(
+    max_chunks=3,
+    min_chunks=1,
+    is_verbatim=True,
+    famous=0.0,
+    sibling=0.1,
+    lookalike=0.05,
+    again=0.0,
+    supported=1.0,
+    known=0.0,
+    borrowed=0.0,
+    second=0.1,
+    max_questions=4,
+)
+WORDED = Mixture(
+    max_chunks=3,
+    min_chunks=1,
+    famous=0.03,
+    lookalike=0.1,
+    again=0.05,
+    conflict=0.0,
+    supported=0.8,
+    known=0.08,
+    borrowed=0.04,
+    second=0.1,
+    max_questions=4,
+)
+FULL = Mixture()
