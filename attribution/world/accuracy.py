@@ -1,0 +1,274 @@
+"""How often the small model answers as the world says it should, on names and values it never saw.
+
+`python -m ragblame.attribution.world.accuracy [--quick] [--json]` exists so that the figures on the model
+card can be measured again by anybody. All answers are generated freely and greedily; held-out names and
+values only.
+"""
+
+import argparse
+import json
+import math
+import platform
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragblame.attribution.world.answering import generate, stated_values
+from ragblame.attribution.world.episodes import FULL, Question, ask, draw_chunks, draw_question, prompt_text
+from ragblame.attribution.world.facts import Chunk, Origin, Resolved, world
+from ragblame.attribution.world.shipped import load_model, load_tokenizer
+from ragblame.attribution.world.values import Split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MOST_CHUNKS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One held-out prompt and what the world says about each of its claims."""
+
+    chunks: tuple[Chunk, ...]
+    question: Question
+    resolved: tuple[Resolved, ...]
+
+    @property
+    def prompt(self) -> str:
+        return prompt_text(self.chunks, self.question.text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the table."""
+
+    cell: str
+    n: int  # claims
+    accuracy: float  # [0, 1], share of claims with the value the world says
+    low: float  # Wilson interval, 95 %
+    high: float
+
+
+def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a share (Wilson 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    share = hits / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return centre - half, centre + half
+
+
+def row(cell: str, hits: Sequence[bool]) -> Row:
+    low, high = wilson(sum(hits), len(hits))
+    return Row(cell=cell, n=len(hits), accuracy=sum(hits) / max(1, len(hits)), low=low, high=high)
+
+
+def draw_items(
+    seed: str,
+    count: int,
+    *,
+    chunks: Sequence[int],
+    wanted: Callable[[Resolved], bool],
+    claims: int = 1,
+    split: Split = Split.HELD_OUT,
+) -> list[Item]:
+    """Prompts with the given numbers of chunks whose every claim is of the wanted kind."""
+    rng = random.Random(seed)
+    mixture = replace(FULL, second=0.0 if claims == 1 else 1.0)
+    items: list[Item] = []
+    while len(items) < count:
+        context = draw_chunks(rng, split, chunks[len(items) % len(chunks)], mixture)
+        question = draw_question(rng, split, context, mixture)
+        resolved = tuple(world().resolve(claim, context) for claim in question.claims)
+        if len(resolved) == claims and all(wanted(one) for one in resolved):
+            items.append(Item(chunks=tuple(context), question=question, resolved=resolved))
+    return items
+
+
+def is_right(answer: str, item: Item) -> list[bool]:
+    """Per claim: did the answer give the value the world says?"""
+    values = stated_values(answer, item.question.claims)
+    return [value == resolved.value for value, resolved in zip(values, item.resolved, strict=True)]
+
+
+class Measurement:
+    """A model under measurement; every method returns finished rows."""
+
+    def __init__(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, seed: int, n: int
+    ) -> None:
+        self.model, self.tokenizer, self.seed, self.n = model, tokenizer, seed, n
+
+    def answers(self, prompts: Sequence[str]) -> list[str]:
+        return generate(self.model, self.tokenizer, prompts)
+
+    def hits(self, items: Sequence[Item]) -> list[bool]:
+        answers = self.answers([item.prompt for item in items])
+        return [hit for answer, item in zip(answers, items, strict=True) for hit in is_right(answer, item)]
+
+    def grounded(self) -> list[Row]:
+        """Fresh entities with evidence, by number of chunks, and the same prompts without their evidence."""
+        by_count: dict[int, list[bool]] = {}
+        kept: list[Item] = []
+        for count in range(1, MOST_CHUNKS + 1):
+            items = draw_items(
+                f"{self.seed} grounded {count}",
+                self.n,
+                chunks=[count],
+                wanted=lambda one: one.origin is Origin.GROUNDED and not one.is_conflict,
+            )
+            by_count[count] = self.hits(items)
+            kept += items
+        rows = [row(f"grounded, {count} chunks", hits) for count, hits in by_count.items()]
+        for label, most in (("1-4", 4), ("1-6", 6), ("1-8", 8)):
+            rows.append(
+                row(f"grounded, {label} chunks", [h for c, hs in by_count.items() if c <= most for h in hs])
+            )
+        return [*rows, self._evidence_removed(kept)]
+
+    def _evidence_removed(self, items: Sequence[Item]) -> Row:
+        """How often the value is still given once every chunk that states it is gone: about never."""
+        prompts = []
+        for item in items:
+            rest = [chunk for index, chunk in enumerate(item.chunks) if index not in item.resolved[0].gold]
+            prompts.append(prompt_text(rest, item.question.text))
+        hits = [is_right(answer, item)[0] for answer, item in zip(self.answers(prompts), items, strict=True)]
+        return row("grounded, its evidence removed: same value", hits)
+
+    def memory(self) -> list[Row]:
+        """Every memorised fact with no context at all, and beside chunks that do not state it."""
+        rng = random.Random(f"{self.seed} memory")
+        rows = []
+        for count in (0, 3):
+            items = []
+            for claim, value in world().memory.items():
+                chunks: list[Chunk] = []
+                while len(chunks) < count:
+                    drawn = draw_chunks(rng, Split.HELD_OUT, 1, FULL)
+                    chunks += [chunk for chunk in drawn if chunk.value(claim) is None]
+                resolved = Resolved(value=value, origin=Origin.MEMORY)
+                items.append(Item(chunks=tuple(chunks), question=ask(rng, [claim]), resolved=(resolved,)))
+            rows.append(row(f"memory, {count} chunks", self.hits(items)))
+        return rows
+
+    def origins(self) -> list[Row]:
+        """One row for every other origin, with 1-6 chunks."""
+        wanted: dict[str, Callable[[Resolved], bool]] = {
+            origin.value: lambda one, origin=origin: one.origin is origin and not one.is_conflict  # type: ignore[misc]
+            for origin in Origin
+            if origin is not Origin.GROUNDED and origin is not Origin.MEMORY
+        }
+        wanted["grounded, stated twice or more"] = lambda one: (
+            one.origin is Origin.GROUNDED and len(one.gold) > 1
+        )
+        wanted["grounded, chunks in conflict: the first"] = lambda one: (
+            one.origin is Origin.GROUNDED and one.is_conflict
+        )
+        rows = []
+        for name, test in wanted.items():
+            items = draw_items(f"{self.seed} {name}", self.n, chunks=[2, 3, 4, 5, 6], wanted=test)
+            rows.append(row(name, self.hits(items)))
+        return rows
+
+    def two_part(self) -> list[Row]:
+        """Questions for two things of any kind, 1-6 chunks: per claim."""
+        items = draw_items(
+            f"{self.seed} two", self.n, chunks=[1, 2, 3, 4, 5, 6], wanted=lambda one: True, claims=2
+        )
+        return [row("two-part questions, any origin", self.hits(items))]
+
+    def training_names(self) -> list[Row]:
+        """Names and values as in training: the gap to the held-out rows is what did not generalise."""
+        items = draw_items(
+            f"{self.seed} training names",
+            self.n,
+            chunks=[1, 2, 3, 4, 5, 6],
+            wanted=lambda one: one.origin is Origin.GROUNDED and not one.is_conflict,
+            split=Split.TRAINING,
+        )
+        return [row("grounded, 1-6 chunks, names and values as in training", self.hits(items))]
+
+
+BOUNDS = {
+    "grounded, 1-4 chunks": 0.96,
+    "grounded, 1-6 chunks": 0.91,
+    "memory, 0 chunks": 0.98,
+    "memory, 3 chunks": 0.98,
+}
+
+
+def measure(folder: Path | None, *, seed: int, n: int) -> dict[str, Any]:
+    """The whole measurement as one JSON-ready object."""
+    import torch
+    import transformers
+
+    measurement = Measurement(load_model(folder), load_tokenizer(folder), seed=seed, n=n)
+    rows = [
+        *measurement.grounded(),
+        *measurement.memory(),
+        *measurement.origins(),
+        *measurement.two_part(),
+        *measurement.training_names(),
+    ]
+    return {
+        "name": "small-model-accuracy",
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "processor": platform.machine(),
+        },
+        "command": " ".join(["python -m ragblame.attribution.world.accuracy", *sys.argv[1:]]),
+        "seed": seed,
+        "rows": [asdict(one) for one in rows],
+        "bars": [
+            {
+                "name": one.cell,
+                "value": one.accuracy,
+                "interval": [one.low, one.high],
+                "bound": BOUNDS[one.cell],
+                "sense": ">=",
+                "holds": one.accuracy >= BOUNDS[one.cell],
+            }
+            for one in rows
+            if one.cell in BOUNDS
+        ],
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("cell", "n", "accuracy", "95 % interval", "bar")
+    bars = {bar["name"]: bar for bar in result["bars"]}
+    for one in result["rows"]:
+        bar = bars.get(one["cell"])
+        verdict = "" if bar is None else f">= {bar['bound']:.2f} {'holds' if bar['holds'] else 'MISSED'}"
+        interval = f"{one['low']:.3f} - {one['high']:.3f}"
+        table.add_row(one["cell"], str(one["n"]), f"{one['accuracy']:.3f}", interval, verdict)
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", type=Path, help="a folder of a training run; default: the shipped model")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--n", type=int, default=200, help="prompts per cell")
+    parser.add_argument("--quick", action="store_true", help="40 prompts per cell")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    result = measure(arguments.model, seed=arguments.seed, n=40 if arguments.quick else arguments.n)
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+    else:
+        show(result)
+
+
+if __name__ == "__main__":
+    main()
