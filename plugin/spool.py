@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ragblame.errors import InputError, RagblameError
+from ragblame.errors import RagblameError
 from ragblame.records import Trace
 from ragblame.traces import trace_from_json, trace_to_json
 
@@ -40,7 +40,7 @@ class SpoolState:
     bytes: int
     oldest_seconds: float | None  # age of the oldest waiting file
     refused: int  # traces PostgreSQL would not take, kept in *.refused
-    damaged: int  # files with unreadable records, kept in *.damaged
+    damaged: int  # files with unreadable or torn records, kept as *.damaged
     counts: Mapping[str, int] = field(default_factory=dict)  # of all processes so far: dropped, spooled, …
 
 
@@ -196,7 +196,7 @@ def inspect_spool(folder: Path) -> SpoolState:
         try:
             size = path.stat().st_size
             if path.suffix in (".spool", ".refused"):
-                count = sum(1 for _ in _records(path.read_bytes()))
+                count = len(_records(path.read_bytes())[0])
                 waiting += count if path.suffix == ".spool" else 0
                 refused += count if path.suffix == ".refused" else 0
                 if path.suffix == ".spool" and count:
@@ -224,18 +224,23 @@ def _encode(trace: Trace, reason: str | None = None) -> bytes:
     return HEADER.pack(len(body), zlib.crc32(body)) + body
 
 
-def _records(data: bytes) -> Iterator[bytes | None]:
-    """The bodies of a file's whole records, in order; None for one whose checksum is wrong."""
+def _records(data: bytes) -> tuple[list[bytes], bool]:
+    """The bodies of a file's readable records, in order, and whether that is all the file holds."""
+    bodies: list[bytes] = []
     if not data.startswith(MAGIC):
-        return
-    offset = len(MAGIC)
-    while offset + HEADER.size <= len(data):
-        length, checksum = HEADER.unpack_from(data, offset)
-        body = data[offset + HEADER.size : offset + HEADER.size + length]
-        if len(body) < length:
-            return  # the tail that a crash tore off
-        yield body if zlib.crc32(body) == checksum else None
+        return bodies, not data
+    offset, is_whole = len(MAGIC), True
+    while offset < len(data):
+        length, checksum = HEADER.unpack_from(data, offset) if offset + HEADER.size <= len(data) else (0, 1)
         offset += HEADER.size + length
+        if offset > len(data):
+            return bodies, False  # the tail that a crash tore off, or a damaged length
+        body = data[offset - length : offset]
+        if zlib.crc32(body) == checksum:
+            bodies.append(body)
+        else:
+            is_whole = False
+    return bodies, is_whole
 
 
 def _replay_file(path: Path, write: Callable[[Sequence[Trace]], None]) -> int | None:
@@ -249,28 +254,22 @@ def _replay_file(path: Path, write: Callable[[Sequence[Trace]], None]) -> int | 
             return None
         with os.fdopen(os.dup(handle), "rb") as file:
             data = file.read()
-        is_damaged = False
+        bodies, is_whole = _records(data)
         batch: list[Trace] = []
         count = 0
-        for body in _records(data):
+        for number, body in enumerate(bodies, 1):
             try:
-                if body is None:
-                    raise InputError("its checksum is wrong")
                 batch.append(trace_from_json(json.loads(body)))
             except (ValueError, RagblameError):
-                is_damaged = True
-                continue
-            if len(batch) >= BATCH:
+                is_whole = False
+            if batch and (len(batch) >= BATCH or number == len(bodies)):
                 write(batch)
                 count += len(batch)
                 batch = []
-        if batch:
-            write(batch)
-            count += len(batch)
-        if is_damaged:
-            path.rename(path.with_suffix(".damaged"))
-        else:
+        if is_whole:
             path.unlink()
+        else:
+            path.rename(path.with_suffix(".damaged"))
         return count
     finally:
         os.close(handle)
