@@ -93,7 +93,7 @@ def test_search_finds_ids(seeded: Connection) -> None:
 def test_pages_are_complete_and_disjoint(connection: Connection) -> None:
     """Walking the queue page by page gives every row once, in order, also among equal severities."""
     many(connection, 70)
-    seen = []
+    seen: list[reads.QueueRow] = []
     cursor: Cursor | None = None
     for _ in range(10):
         page = reads.read_queue(connection, Filters(), cursor)

@@ -70,14 +70,14 @@ def answer_block(
     focus = next((span.start for span in spans if span.index == selected), 0)
     start, end = window(answer, focus)
     pieces = cut_segments(answer[start:end], [(span.start - start, span.end - start) for span in spans])
-    first = {mark: i for i, piece in reversed(list(enumerate(pieces))) for mark in piece.marks}
-    last = {mark: i for i, piece in enumerate(pieces) for mark in piece.marks}
+    tops = [_topmost(piece, spans, verdicts) if piece.marks else None for piece in pieces]
+    last = {top: i for i, top in enumerate(tops)}
+    first = {top: i for i, top in reversed(list(enumerate(tops)))}
     drawn: list[Node | str] = []
-    for i, piece in enumerate(pieces):
-        if not piece.marks:
+    for i, (piece, top) in enumerate(zip(pieces, tops, strict=True)):
+        if top is None:
             drawn.append(piece.text)
             continue
-        top = _topmost(piece, spans, verdicts, selected)
         span = spans[top]
         drawn.append(
             _mark(
@@ -85,7 +85,7 @@ def answer_block(
                 answer[span.start : span.end],
                 span,
                 verdicts.get(span.index),
-                is_selected=span.index == selected,
+                is_selected=any(spans[mark].index == selected for mark in piece.marks),
                 is_first=first[top] == i,
                 is_last=last[top] == i,
             )
@@ -110,15 +110,13 @@ def legend(verdicts: Mapping[int, Verdict]) -> Node | None:
     return el("div", "row-line", *entries) if entries else None
 
 
-def _topmost(
-    piece: Segment, spans: Sequence[Span], verdicts: Mapping[int, Verdict], selected: int | None
-) -> int:
-    """Of overlapping spans, the one a reader cares about: selected, then most severe, then shortest."""
+def _topmost(piece: Segment, spans: Sequence[Span], verdicts: Mapping[int, Verdict]) -> int:
+    """Of overlapping spans, the one a reader cares about: the most severe, then the shortest."""
 
-    def rank(mark: int) -> tuple[bool, float, int]:
+    def rank(mark: int) -> tuple[float, int]:
         span = spans[mark]
         verdict = verdicts.get(span.index)
-        return span.index == selected, verdict.severity if verdict else 0.0, span.start - span.end
+        return verdict.severity if verdict else 0.0, span.start - span.end
 
     return max(piece.marks, key=rank)
 
