@@ -105,7 +105,7 @@ def stem(folded: str) -> str:
 
 def words(text: str) -> list[Word]:
     """The words of a text in order; runs of scripts without spaces give one word per character pair."""
-    found = []
+    found: list[Word] = []
     for match in _WORD.finditer(text):
         surface = match[0]
         if _UNSPACED.search(surface):

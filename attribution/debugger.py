@@ -1,0 +1,358 @@
+"""The only file that knows the order of steps: from a trace to an explanation.
+
+align, spans, support, layout, fitness, v(S) with its shares, saliency, rollout, verdict and cause. What a
+step cannot do is a note, never a silent replacement: without a usable scorer the verdicts rest on the text
+alone and say so.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ragblame.attribution.alignment import align_chunks
+from ragblame.attribution.inputs import ChunkInput, PromptInput, trace_of
+from ragblame.attribution.spans import segment
+from ragblame.attribution.verdicts.causes import judge
+from ragblame.attribution.verdicts.normalise import words
+from ragblame.attribution.verdicts.support import Finding, examine
+from ragblame.attribution.verdicts.table import Influence, decide
+from ragblame.attribution.verdicts.thresholds import DEFAULT, Thresholds
+from ragblame.errors import AlignmentError, InputError, ModelError, RagblameError
+from ragblame.records import (
+    Alignment,
+    Attribution,
+    CoalitionValues,
+    Cost,
+    Explanation,
+    Fitness,
+    Method,
+    ScorerRef,
+    Span,
+    SupportState,
+    TokenHeat,
+    Trace,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ragblame.attribution.layout import Layout
+    from ragblame.attribution.methods.heat import HeatResult
+    from ragblame.attribution.scorer import TransformersScorer
+
+POLL_EVERY = 64  # coalitions scored between two looks at should_abort
+MAX_HEAT_SPANS = 64  # spans that get token heat and attention shares: each one costs a backward pass
+SPANS_AT_ONCE = 16  # of them, between two looks at should_abort
+
+Progress = Callable[[str, float], None]  # name of the step, part of it done in [0, 1]
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What the scorer could say about one answer."""
+
+    fitness: Fitness | None = None
+    attributions: list[Attribution] = field(default_factory=list)
+    heats: list[TokenHeat] = field(default_factory=list)
+    coalitions: CoalitionValues | None = None
+    influences: dict[int, Influence] = field(default_factory=dict)  # by span; empty: text alone decides
+    notes: list[str] = field(default_factory=list)
+
+
+class Debugger:
+    """Explains answers, one thread at a time. Make one per process: ``from_pretrained`` or ``text_only``."""
+
+    def __init__(
+        self,
+        scorer: "TransformersScorer | None",
+        *,
+        max_exact_chunks: int = 10,
+        thresholds: Thresholds = DEFAULT,
+    ) -> None:
+        self.scorer = scorer
+        self.max_exact_chunks = max_exact_chunks
+        self.thresholds = thresholds
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | None = None,
+        *,
+        is_own_model: bool = False,
+        threads: int | None = None,
+        batch_size: int = 16,
+        max_exact_chunks: int = 10,
+        device: str | None = None,
+        thresholds: Thresholds = DEFAULT,
+    ) -> "Debugger":
+        """Load a scorer from a folder or the local cache, never from the network.
+
+        ``model``: None for the shipped small model. ``is_own_model``: it wrote the answers. ``threads``: of
+        torch, None for its default. Raises ``ModelError`` when it cannot be loaded.
+        """
+        from ragblame.attribution.scorer import TransformersScorer
+
+        scorer = TransformersScorer.from_pretrained(
+            model, is_own_model=is_own_model, threads=threads, batch_size=batch_size, device=device
+        )
+        return cls(scorer, max_exact_chunks=max_exact_chunks, thresholds=thresholds)
+
+    @classmethod
+    def text_only(cls, *, thresholds: Thresholds = DEFAULT) -> "Debugger":
+        """Without a model: verdicts rest on the text alone."""
+        return cls(None, thresholds=thresholds)
+
+    def explain(
+        self,
+        *,
+        question: str,
+        chunks: Sequence[ChunkInput],
+        answer: str,
+        prompt: PromptInput = None,
+        should_abort: Callable[[], bool] | None = None,
+        progress: Progress | None = None,
+    ) -> Explanation:
+        """Explain an answer from plain values; needs no database.
+
+        ``chunks``: strings, ``Chunk`` records or documents with ``page_content``, in the order retrieved.
+        ``prompt``: what was really sent, as text or messages; None assumes a default one with all chunks.
+        Raises like ``explain_trace``.
+        """
+        trace = trace_of(question, chunks, answer, prompt)
+        return self.explain_trace(trace, should_abort=should_abort, progress=progress)
+
+    def explain_trace(
+        self,
+        trace: Trace,
+        *,
+        should_abort: Callable[[], bool] | None = None,
+        progress: Progress | None = None,
+    ) -> Explanation:
+        """Explain the answer the user saw.
+
+        Raises ``InputError`` for an empty answer or misnumbered chunks, ``RagblameError`` when
+        ``should_abort`` (polled between batches) says so. A method or scorer that cannot serve the trace
+        becomes a note in the explanation.
+        """
+        if not trace.answer.strip():
+            raise InputError("the answer is empty: there is nothing to attribute; check what was captured")
+        if any(chunk.position != index for index, chunk in enumerate(trace.chunks)):
+            raise InputError("chunk positions do not count from 0: number the chunks in retrieval order")
+        run = _Run(self, trace, should_abort or (lambda: False), progress or (lambda step, part: None))
+        return run.explain()
+
+
+class _Run:
+    """One explanation under way."""
+
+    def __init__(
+        self, debugger: Debugger, trace: Trace, should_abort: Callable[[], bool], progress: Progress
+    ) -> None:
+        self.scorer = debugger.scorer
+        self.max_exact_chunks = debugger.max_exact_chunks
+        self.thresholds = debugger.thresholds
+        self.trace = trace
+        self.should_abort = should_abort
+        self.progress = progress
+
+    def explain(self) -> Explanation:
+        started = time.perf_counter()
+        before = self.scorer.cost if self.scorer is not None else Cost()
+        trace = self.trace
+        self._look("align", 0.0)
+        has_prompt = any(message.text.strip() for message in trace.prompt)
+        alignments = align_chunks(trace.chunks, trace.prompt) if has_prompt else ()
+        segmentation = segment(trace.answer, trace.question)
+        spans = segmentation.spans
+        self._look("support", 0.0)
+        findings = examine(
+            trace.question, trace.answer, spans, trace.chunks, alignments if has_prompt else None
+        )
+        measured = self._measure(alignments, spans, findings)
+        self._look("verdict", 0.0)
+        verdicts = []
+        for span, finding in zip(spans, findings, strict=True):
+            influence = measured.influences.get(span.index)
+            decision = decide(finding.support, influence, self.thresholds)
+            verdicts.append(judge(trace, span, finding, decision, influence, self.thresholds))
+        self.progress("verdict", 1.0)
+        notes = [*([segmentation.note] if segmentation.note else []), *measured.notes]
+        return Explanation(
+            trace=trace,
+            scorer=self._ref(),
+            fitness=measured.fitness,
+            alignments=alignments,
+            spans=spans,
+            attributions=tuple(measured.attributions),
+            heats=tuple(measured.heats),
+            supports=tuple(finding.support for finding in findings),
+            verdicts=tuple(verdicts),
+            coalitions=measured.coalitions,
+            notes=tuple(dict.fromkeys(notes)),
+            cost=self._cost(before, time.perf_counter() - started),
+        )
+
+    def _ref(self) -> ScorerRef | None:
+        return None if self.scorer is None else self.scorer.ref
+
+    def _cost(self, before: Cost, seconds: float) -> Cost:
+        if self.scorer is None:
+            return Cost(seconds=seconds)
+        from ragblame.attribution.scorer import spent_since
+
+        return replace(spent_since(self.scorer, before), seconds=seconds)
+
+    def _look(self, step: str, part: float) -> None:
+        """Report progress; stop here when asked to."""
+        if self.should_abort():
+            raise RagblameError(f"stopped on request before the step {step!r}; explain the trace again")
+        self.progress(step, part)
+
+    def _measure(
+        self, alignments: Sequence[Alignment], spans: Sequence[Span], findings: Sequence[Finding]
+    ) -> _Measured:
+        """Everything that needs the scorer; what it cannot do becomes a note."""
+        measured = _Measured()
+        if self.scorer is None:
+            measured.notes.append("No scorer was used: the verdicts rest on the text alone.")
+            return measured
+        from ragblame.attribution.fitness import check_fitness
+        from ragblame.attribution.layout import build_layout
+
+        try:
+            layout = build_layout(self.trace, alignments, self.scorer.tokenizer)
+            measured.notes.extend(layout.notes)
+            self._look("fitness", 0.0)
+            row = self.scorer.score(layout, [layout.full_mask])[0]
+            measured.fitness = check_fitness(layout, row)
+        except (AlignmentError, ModelError) as error:
+            measured.notes.append(f"The scorer was not used, so the verdicts rest on the text alone: {error}")
+            return measured
+        if not measured.fitness.is_fit:
+            measured.notes.append(
+                "The scorer cannot explain this answer, so nothing was attributed and the verdicts rest on "
+                "the text alone."
+            )
+            return measured
+        self._share(layout, spans, measured)
+        self._heat(layout, spans, findings, measured)
+        return measured
+
+    def _share(self, layout: "Layout", spans: Sequence[Span], measured: _Measured) -> None:
+        """Exact Shapley over all coalitions, and from its table the influence on each span."""
+        from ragblame.attribution.methods.shapley import shapley
+
+        assert self.scorer is not None
+        count = len(layout.players)
+        if count > self.max_exact_chunks:
+            measured.notes.append(
+                f"{count} chunks stand in the prompt and exact Shapley takes {self.max_exact_chunks}: "
+                "no shares were computed and the verdicts rest on the text alone; raise "
+                "RAGBLAME_MAX_EXACT_CHUNKS (at most 12) or retrieve fewer."
+            )
+            return
+        scorer = _PolledScorer(self.scorer, 1 << count, self._look)
+        try:
+            result = shapley(scorer, layout, spans, max_chunks=self.max_exact_chunks)
+        except ModelError as error:
+            measured.notes.append(f"No shares were computed, so the verdicts rest on the text alone: {error}")
+            return
+        measured.attributions.extend(result.attributions)
+        measured.coalitions = result.coalitions
+        masks, table = result.coalitions.masks, result.coalitions.log_probs
+        all_row, none_row = table[masks.index(layout.full_mask)], table[masks.index(0)]
+        for span, attribution in zip(spans, result.attributions, strict=True):
+            tokens = content_tokens(layout, span)
+            measured.influences[span.index] = Influence(
+                v_all=sum(all_row[token] for token in tokens),
+                v_none=sum(none_row[token] for token in tokens),
+                tokens=len(tokens),
+                noise=attribution.noise_floor,
+                shares=attribution.shares,
+            )
+
+    def _heat(
+        self,
+        layout: "Layout",
+        spans: Sequence[Span],
+        findings: Sequence[Finding],
+        measured: _Measured,
+    ) -> None:
+        """Token heat by input x gradient, and attention shares; doubtful spans first where there are many."""
+        from ragblame.attribution.methods.rollout import rollout
+        from ragblame.attribution.methods.saliency import saliency
+
+        if not layout.players:
+            return
+        doubtful = {f.support.span for f in findings if f.support.state is not SupportState.ENTAILED}
+        ordered = sorted(spans, key=lambda span: (span.index not in doubtful, span.index))
+        chosen = sorted(ordered[:MAX_HEAT_SPANS], key=lambda span: span.index)
+        if len(chosen) < len(spans):
+            measured.notes.append(
+                f"Token heat and attention shares were computed for {len(chosen)} of {len(spans)} spans."
+            )
+        scorer = self.scorer
+        assert scorer is not None
+        steps: list[tuple[str, Callable[[Sequence[Span]], HeatResult], bool]] = [
+            ("saliency", lambda part: saliency(scorer, layout, part, Method.INPUT_X_GRADIENT), True),
+            ("rollout", lambda part: rollout(scorer, layout, part), False),
+        ]
+        for name, method, keeps_heat in steps:
+            try:
+                for at in range(0, len(chosen), SPANS_AT_ONCE):
+                    self._look(name, at / len(chosen))
+                    result = method(chosen[at : at + SPANS_AT_ONCE])
+                    measured.attributions.extend(result.attributions)
+                    measured.notes.extend(result.notes)
+                    if keeps_heat:
+                        measured.heats.extend(result.heats)
+            except ModelError as error:
+                measured.notes.append(f"No {name}: {error}")
+
+
+def content_tokens(layout: "Layout", span: Span) -> tuple[int, ...]:
+    """Answer tokens of a span that carry its claim: those of its content words, or all when it has none."""
+    tokens = layout.span_tokens(span)
+    kept = [
+        (span.start + word.start, span.start + word.end)
+        for word in words(layout.answer[span.start : span.end])
+        if word.is_content or word.is_negation
+    ]
+    telling = tuple(
+        token
+        for token in tokens
+        if any(layout.answer_starts[token] < end and layout.answer_ends[token] > start for start, end in kept)
+    )
+    return telling or tokens
+
+
+class _PolledScorer:
+    """A scorer that looks up between batches: an abort must not wait for a thousand coalitions."""
+
+    def __init__(self, scorer: "TransformersScorer", total: int, look: Callable[[str, float], None]) -> None:
+        self._scorer = scorer
+        self._total = total
+        self._look = look
+        self._done = 0
+
+    @property
+    def ref(self) -> ScorerRef:
+        return self._scorer.ref
+
+    @property
+    def cost(self) -> Cost:
+        return self._scorer.cost
+
+    def score(self, layout: "Layout", masks: Sequence[int]) -> "NDArray[np.float32]":
+        """See ``Scorer.score``."""
+        import numpy as np
+
+        parts = []
+        for at in range(0, len(masks), POLL_EVERY):
+            self._look("shares", min(1.0, self._done / self._total))
+            part = masks[at : at + POLL_EVERY]
+            parts.append(self._scorer.score(layout, part))
+            self._done += len(part)
+        return np.concatenate(parts) if parts else self._scorer.score(layout, masks)

@@ -1,0 +1,246 @@
+"""Why a span went wrong, by tests that need no look into the corpus: the first that applies is the cause.
+
+The order walks back from the answer: was everything captured, was the evidence cut away, do the chunks
+disagree, was a chunk misread, did memory win, was there any evidence at all.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ragblame.attribution.verdicts.support import Finding
+from ragblame.attribution.verdicts.table import Decision, Influence
+from ragblame.attribution.verdicts.thresholds import Thresholds
+from ragblame.records import Basis, Cause, Span, SpanKind, SupportState, Trace, Verdict, VerdictKind
+
+QUOTED = 90  # code points of a quotation in a sentence for the screen
+
+# How bad a wrong span of each kind is for whoever acts on the answer, [0, 1].
+HARM = {
+    SpanKind.NUMBER: 0.9,
+    SpanKind.DATE: 0.9,
+    SpanKind.NEGATION: 0.9,
+    SpanKind.NAME: 0.8,
+    SpanKind.QUOTE: 0.75,
+    SpanKind.CLAUSE: 0.6,
+}
+FIX = {
+    Cause.CAPTURE_INCOMPLETE: "Complete the capture: attach the retriever, raise RAGBLAME_CAPTURE_MAX_FIELD.",
+    Cause.DROPPED_AFTER_RETRIEVAL: "Raise the context budget, or correct the reranker or prompt template.",
+    Cause.CONFLICTING_CHUNKS: "Remove or date the outdated chunk, or have the model point out disagreement.",
+    Cause.DISTORTION: "Ask for values word for word, or change the model or the format of the chunk.",
+    Cause.BORROWED: "Name the subject in every chunk, and let the model say when the asked one is missing.",
+    Cause.MEMORY_OVERRIDE: "Tell the model to prefer the documents, or move the chunk near the question.",
+    Cause.WRONG_SOURCE: "Check citations: the answer is right, but the cited or used chunk does not say it.",
+    Cause.NO_EVIDENCE_IN_PROMPT: "Look for the fact in the corpus: add it, retrieve more, allow abstaining.",
+    Cause.UNDETERMINED: "Read the evidence yourself, or use the model that wrote the answer as the scorer.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """Everything the tests may look at."""
+
+    trace: Trace
+    span: Span
+    finding: Finding
+    decision: Decision
+    influence: Influence | None
+
+    @property
+    def state(self) -> SupportState:
+        return self.finding.support.state
+
+    @property
+    def is_unsupported(self) -> bool:
+        return self.state in (SupportState.ABSENT, SupportState.CONTRADICTED)
+
+    @property
+    def may_be_used(self) -> bool:
+        """Used, or nobody measured it."""
+        return self.decision.is_used is not False
+
+
+def judge(
+    trace: Trace,
+    span: Span,
+    finding: Finding,
+    decision: Decision,
+    influence: Influence | None,
+    thresholds: Thresholds,
+) -> Verdict:
+    """The verdict on one span with its cause, the sentence for the screen, the usual fix and the severity."""
+    case = _Case(trace, span, finding, decision, influence)
+    found = list(dict.fromkeys(_causes(case)))
+    cause = found[0] if found else None
+    is_open = cause in (Cause.CAPTURE_INCOMPLETE, Cause.UNDETERMINED)
+    verdict = Verdict(
+        span=span.index,
+        verdict=VerdictKind.UNDETERMINED if is_open else decision.verdict,
+        cause=cause,
+        basis=decision.basis,
+        confidence=None,
+        severity=0.0,
+        explanation=_explain(case, cause),
+        fix=FIX[cause] if cause is not None else None,
+        evidence=_evidence(case, cause),
+        other_causes=tuple(found[1:]),
+        reliance_measurable=decision.is_measurable,
+        thresholds_version=thresholds.version,
+    )
+    return replace(verdict, severity=_severity(case, cause)) if verdict.is_flagged else verdict
+
+
+def _causes(case: _Case) -> Iterator[Cause]:
+    """Every cause whose test holds, most telling first."""
+    finding, state = case.finding, case.state
+    chunks = case.trace.chunks
+    is_cut = any(chunk.truncated_from is not None for chunk in chunks)
+    has_claim = not (state is SupportState.ENTAILED and finding.support.position is None)
+    if has_claim and (not chunks or (is_cut and state is SupportState.ABSENT)):
+        yield Cause.CAPTURE_INCOMPLETE
+    if case.decision.verdict is VerdictKind.UNDETERMINED:
+        yield Cause.UNDETERMINED
+    if finding.dropped:
+        yield Cause.DROPPED_AFTER_RETRIEVAL
+    if finding.conflicts:
+        yield Cause.CONFLICTING_CHUNKS
+    if case.is_unsupported and case.may_be_used:
+        if finding.borrowed_from:
+            used = case.decision.used
+            if not used or set(used) & set(finding.borrowed_from):
+                yield Cause.BORROWED
+        if state is SupportState.CONTRADICTED or case.decision.is_used:
+            yield Cause.DISTORTION
+    if state is SupportState.CONTRADICTED and case.decision.is_used is False:
+        yield Cause.MEMORY_OVERRIDE
+    if case.decision.is_wrong_source:
+        yield Cause.WRONG_SOURCE
+    if state is SupportState.ABSENT and not case.decision.is_used:
+        yield Cause.NO_EVIDENCE_IN_PROMPT
+        if finding.borrowed_from and case.decision.is_used is False:
+            yield Cause.BORROWED
+
+
+def _severity(case: _Case, cause: Cause | None) -> float:
+    """Harm of the kind of span, less where the answer is right all the same or only text was checked."""
+    harm = HARM[case.span.kind]
+    if case.state is SupportState.CONTRADICTED:
+        harm = 1.0 if harm >= HARM[SpanKind.NAME] else harm + 0.2
+    elif cause is Cause.BORROWED:
+        harm = min(1.0, harm + 0.05)
+    if case.state is SupportState.ENTAILED:
+        harm *= 0.4
+    if case.decision.basis is Basis.SUPPORT_ONLY:
+        harm *= 0.85
+    return round(harm, 3)
+
+
+def _evidence(case: _Case, cause: Cause | None) -> tuple[int, ...]:
+    """The chunks that show the cause, most telling first."""
+    finding = case.finding
+    support = finding.support
+    first: tuple[int, ...] = () if support.position is None else (support.position, *support.other_positions)
+    if cause is Cause.DROPPED_AFTER_RETRIEVAL:
+        first = finding.dropped
+    elif cause is Cause.CONFLICTING_CHUNKS:
+        first = (*first, *(position for position, _ in finding.conflicts))
+    elif cause is Cause.BORROWED:
+        first = (*finding.borrowed_from, *first)
+    elif cause in (Cause.WRONG_SOURCE, Cause.DISTORTION):
+        first = (*first, *case.decision.used)
+    return tuple(dict.fromkeys(first))
+
+
+def _explain(case: _Case, cause: Cause | None) -> str:
+    """One plain sentence; what it rests on is added where that is the text alone."""
+    sentence = _sentence(case, cause)
+    is_checked = case.decision.basis is Basis.SUPPORT_ONLY and cause is not Cause.CAPTURE_INCOMPLETE
+    return f"{sentence} Only the text was checked." if is_checked else sentence
+
+
+def _sentence(case: _Case, cause: Cause | None) -> str:
+    support = case.finding.support
+    said = _quoted(case.trace.answer[case.span.start : case.span.end])
+    where = "" if support.position is None else f"chunk {support.position + 1}"
+    match cause:
+        case None:
+            return _right(case, said, where)
+        case Cause.CAPTURE_INCOMPLETE if not case.trace.chunks:
+            return f"Cannot say: no retrieved chunk was recorded, so {said} cannot be checked."
+        case Cause.CAPTURE_INCOMPLETE:
+            return f"Cannot say: no recorded text says {said}, but a chunk was cut when it was recorded."
+        case Cause.UNDETERMINED:
+            return _open(case, said, where)
+        case Cause.DROPPED_AFTER_RETRIEVAL:
+            dropped = _chunks(case.finding.dropped)
+            return f"The evidence for {said} was retrieved ({dropped}) but did not reach the prompt."
+        case Cause.CONFLICTING_CHUNKS:
+            position, other = case.finding.conflicts[0]
+            return f"The chunks disagree: {where} says {said}, chunk {position + 1} says {_quoted(other)}."
+        case Cause.BORROWED:
+            source = _chunks(case.finding.borrowed_from)
+            stated = f", of which {where} says {_quoted(support.stated)}" if support.stated else ""
+            return f"The answer's {said} stands in {source} with another subject than the asked one{stated}."
+        case Cause.DISTORTION if support.stated is not None:
+            return f"The answer says {said}, but {where} says {_quoted(support.stated)}."
+        case Cause.DISTORTION:
+            return f"The model relied on {_chunks(case.decision.used)} for {said}, but no chunk says it."
+        case Cause.MEMORY_OVERRIDE:
+            stated = _quoted(support.stated or "")
+            return (
+                f"The model says {said} without relying on the documents{_sure(case)}; {where} says {stated}."
+            )
+        case Cause.WRONG_SOURCE:
+            used = _chunks(case.decision.used)
+            return f"{said} is right ({where} says it), but the model relied on {used}, which does not."
+        case Cause.NO_EVIDENCE_IN_PROMPT:
+            foreign = case.finding.borrowed_from
+            aside = f"; {_chunks(foreign)} has it for another subject" if foreign else ""
+            return f"No chunk in the prompt says {said}{aside}{_unread(case)}."
+
+
+def _right(case: _Case, said: str, where: str) -> str:
+    if not where:
+        return f"Nothing to check in {said}: {case.finding.support.rule}."
+    if case.decision.verdict is VerdictKind.KNOWN_ALREADY:
+        return f"{where.capitalize()} says {said}, but the model did not need it{_sure(case)}."
+    if case.influence is None:
+        return f"{where.capitalize()} says {said}."
+    return (
+        f"{where.capitalize()} says {said}, and the model relied on it ({case.influence.reliance:+.1f} nats)."
+    )
+
+
+def _open(case: _Case, said: str, where: str) -> str:
+    if case.state is SupportState.UNCLEAR:
+        place = f", nearest is {where}" if where else ""
+        return f"Cannot say whether the chunks support {said}: {case.finding.support.rule}{place}."
+    return f"Cannot say whether the model used the documents for {said}: its reliance lies at the threshold."
+
+
+def _sure(case: _Case) -> str:
+    """How likely the words were without any chunk."""
+    if case.influence is None:
+        return ""
+    return f" (probability without any chunk {case.influence.p_without:.2f} per token)"
+
+
+def _unread(case: _Case) -> str:
+    if case.influence is None:
+        return ""
+    if not case.decision.is_measurable:
+        return ", and the model was sure of it without any chunk"
+    return ", and the model did not rely on the documents for it"
+
+
+def _chunks(positions: tuple[int, ...]) -> str:
+    """ "chunk 2", "chunks 2 and 3": numbered from 1 as on the screen."""
+    numbers = [str(position + 1) for position in positions]
+    if len(numbers) < 2:
+        return f"chunk {numbers[0]}" if numbers else "no chunk"
+    return f"chunks {', '.join(numbers[:-1])} and {numbers[-1]}"
+
+
+def _quoted(text: str) -> str:
+    flat = " ".join(text.split())
+    return f"“{flat if len(flat) <= QUOTED else flat[: QUOTED - 1] + '…'}”"
