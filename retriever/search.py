@@ -5,9 +5,15 @@ common scale, so ranks are fused: ``score(c) = sum over both lists of 1 / (60 + 
 Büttcher, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods", SIGIR 2009,
 k = 60 as there). A chunk that is in one list only has one term.
 
-Words: rows that hold *all* words of the question (``websearch_to_tsquery``: quotes make phrases, ``or`` an
-alternative) come first. Only when they are fewer than ``depth``, rows that hold *any* of them follow, because
-a natural question says words ("which", "please") that no document repeats. Within both, ``ts_rank`` orders.
+Words: chunks that hold *all* words of the question (``websearch_to_tsquery``: quotes make phrases, ``or`` an
+alternative) come first. When they are fewer than ``depth``, chunks that hold *some* of them follow, because a
+natural question says words that no document repeats. These are ordered by the share of the question's
+information that stands in them: each word counts its inverse document frequency (Robertson & Zaragoza, "The
+Probabilistic Relevance Framework", 2009; with one added inside the logarithm, so it stays positive), so an
+error code outweighs "mean" or "service". A chunk with less than half the best share is no match: fusion
+rewards standing in both lists, and a long tail of weak matches would outrank the one chunk with the code.
+To bound the work on a large corpus, a word in ``COMMON`` chunks or more selects nothing by itself, and of
+more chunks than that with all words the first stored are ranked.
 A leading dash is no negation here: in a question, ``--force`` is an option, not a wish to exclude it.
 """
 
@@ -29,33 +35,56 @@ from ragblame.retriever.embedding_models import EmbeddingModel, storage_error, v
 
 RRF_K: Final = 60
 MAX_K: Final = 1_000  # pgvector's largest hnsw.ef_search
-MAX_WORDS_TEXT: Final = 4_000  # code points of a question whose words are searched
+MAX_QUESTION: Final = 4_000  # code points of a question whose words are searched
+MAX_WORDS: Final = 32  # of these the rarest words that select chunks
+COMMON: Final = 5_000  # chunks; a word in so many tells little, and ranking more takes long
+LEAST_SHARE: Final = 0.5  # of the best share
 
 _DASHES = re.compile(r"(?<!\S)[-–—]+(?=\S)")
 
 # ts_rank 1: divided by 1 + log(length), so a long chunk does not win by its length.
-_HYBRID = sql.SQL("""
+# A lexeme becomes a query by quoting it, as tsquery's own output does.
+_HYBRID = sql.SQL(r"""
 WITH near AS MATERIALIZED (
     SELECT c.id, c.embedding::{type} <=> %(vector)s::{type} AS distance
     FROM ragblame.chunk c WHERE c.model_id = {model} {filter}
     ORDER BY c.embedding::{type} <=> %(vector)s::{type}, c.id LIMIT %(depth)s
 ), by_vector AS (
     SELECT id, row_number() OVER (ORDER BY distance, id) AS rank FROM near
+), lexemes AS (
+    SELECT ('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''')::tsquery AS query
+    FROM unnest(to_tsvector('english', %(words)s))
+), counted AS MATERIALIZED (
+    SELECT query, (SELECT count(*) FROM (SELECT FROM ragblame.chunk c
+        WHERE c.model_id = {model} AND c.search @@ query LIMIT {common}) AS seen) AS found
+    FROM lexemes
+), corpus AS MATERIALIZED (
+    SELECT count(*) AS size FROM (SELECT FROM ragblame.chunk c
+        WHERE c.model_id = {model} LIMIT {common}) AS seen
+), words AS MATERIALIZED (
+    SELECT query, ln(1 + (size - found + 0.5::float8) / (found + 0.5::float8)) AS idf
+    FROM counted, corpus WHERE found BETWEEN 1 AND {common} - 1 ORDER BY found, query::text LIMIT {max_words}
+), question AS MATERIALIZED (
+    SELECT string_agg(query::text, ' | ')::tsquery AS any_word, sum(idf) AS information FROM words
 ), all_words AS MATERIALIZED (
-    SELECT c.id, 1 + ts_rank(c.search, {any}, 1)::float8 AS score
-    FROM ragblame.chunk c WHERE c.model_id = {model} AND c.search @@ {all} {filter}
-    ORDER BY score DESC, c.id LIMIT %(depth)s
-), any_word AS MATERIALIZED (
-    SELECT c.id, ts_rank(c.search, {any}, 1)::float8 AS score
-    FROM ragblame.chunk c WHERE (SELECT count(*) FROM all_words) < %(depth)s
-    AND c.model_id = {model} AND c.search @@ {any} AND NOT c.search @@ {all} {filter}
-    ORDER BY score DESC, c.id LIMIT %(depth)s
+    SELECT id, 1::float8 AS share, ts_rank(search, {all}, 1) AS density
+    FROM (SELECT c.id, c.search FROM ragblame.chunk c
+        WHERE c.model_id = {model} AND c.search @@ {all} {filter} LIMIT {common}) AS first
+    ORDER BY density DESC, id LIMIT %(depth)s
+), some_words AS MATERIALIZED (
+    SELECT c.id, (SELECT sum(w.idf) FROM words w WHERE c.search @@ w.query)
+        / (SELECT information FROM question) AS share,
+        ts_rank(c.search, (SELECT any_word FROM question), 1) AS density
+    FROM ragblame.chunk c WHERE (SELECT count(*) FROM all_words) < %(depth)s AND c.model_id = {model}
+    AND c.search @@ (SELECT any_word FROM question) AND NOT c.search @@ {all} {filter}
+    ORDER BY share DESC, density DESC, c.id LIMIT %(depth)s
+), matching AS (
+    SELECT *, true AS has_all FROM all_words UNION ALL SELECT *, false FROM some_words
 ), by_text AS (
-    SELECT id, score, row_number() OVER (ORDER BY score DESC, id) AS rank
-    FROM (SELECT * FROM all_words UNION ALL SELECT * FROM any_word) AS matching
-    ORDER BY score DESC, id LIMIT %(depth)s
+    SELECT id, share, row_number() OVER (ORDER BY has_all DESC, share DESC, density DESC, id) AS rank
+    FROM matching WHERE share >= {least} * (SELECT max(share) FROM matching) ORDER BY rank LIMIT %(depth)s
 ), fused AS (
-    SELECT id, v.rank AS vector_rank, t.rank AS text_rank, t.score AS text_score,
+    SELECT id, v.rank AS vector_rank, t.rank AS text_rank, t.share AS text_score,
         coalesce(1 / ({rrf_k} + v.rank)::float8, 0) + coalesce(1 / ({rrf_k} + t.rank)::float8, 0) AS score
     FROM by_vector v FULL JOIN by_text t USING (id)
     ORDER BY score DESC, vector_rank, text_rank LIMIT %(k)s
@@ -66,8 +95,6 @@ FROM fused f JOIN ragblame.chunk c USING (id) JOIN ragblame.document d ON d.id =
 ORDER BY f.score DESC, f.vector_rank, f.text_rank
 """)
 _ALL = sql.SQL("websearch_to_tsquery('english', %(words)s)")
-# plainto_tsquery joins lexemes with & only, and quotes each: exchanging the joints keeps the lexemes.
-_ANY = sql.SQL("replace(plainto_tsquery('english', %(words)s)::text, ' & ', ' | ')::tsquery")
 # Strict order keeps scanning the index until enough rows pass the filter; the default stops short, silently.
 _SETTINGS: Final = (
     "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', 'strict_order', true)"
@@ -89,7 +116,7 @@ class Hit:
     vector_rank: int | None  # 1-based among the nearest `depth`; None: not among them
     vector_distance: float  # cosine distance, [0, 2], of half-precision vectors
     text_rank: int | None  # 1-based among the best `depth` by words; None: not among them
-    text_score: float | None  # ts_rank, (0, 1); plus 1 when all words of the question stand there
+    text_score: float | None  # share of the question's information that stands there, (0, 1]; 1: all words
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +155,13 @@ def hybrid_query(
         rrf_k=sql.Literal(RRF_K),
         filter=sql.SQL("" if filter is None else "AND c.metadata @> %(filter)s"),
         all=_ALL,
-        any=_ANY,
+        common=sql.Literal(COMMON),
+        max_words=sql.Literal(MAX_WORDS),
+        least=sql.Literal(LEAST_SHARE),
     )
     parameters = {
         "vector": vector_text(vector, model),
-        "words": _DASHES.sub("", clean_text(question)[:MAX_WORDS_TEXT]),
+        "words": _DASHES.sub("", clean_text(question)[:MAX_QUESTION]),
         "filter": Jsonb(clean_json(filter)),
         "depth": depth,
         "k": k,
