@@ -11,6 +11,7 @@ from transformers import Gemma2Config, GraniteConfig
 
 from ragblame.attribution.layout import Layout, build_layout
 from ragblame.attribution.methods.heat import chunk_weights
+from ragblame.attribution.methods.rollout import rollout
 from ragblame.attribution.methods.saliency import saliency
 from ragblame.attribution.scorer import TransformersScorer
 from ragblame.errors import ContextLengthError, InputError
@@ -262,3 +263,17 @@ def test_refusals() -> None:
     scorer.model.config.max_position_embeddings = 10
     with pytest.raises(ContextLengthError):
         saliency(scorer, layout, [span_at(layout.answer, "8443")])
+
+
+def test_no_spans_and_no_chunks_give_nothing_and_no_error() -> None:
+    """An answer without checkable spans, or a prompt without chunks, is not a fault."""
+    scorer = TransformersScorer(tiny_model("llama"), tiny_tokenizer())
+    methods = (Method.GRADIENT_NORM, Method.INTEGRATED_GRADIENTS)
+    bare = build_layout(tiny_trace(chunks=()), [], scorer.tokenizer)
+    for ask in (saliency, rollout):
+        wanted = methods if ask is saliency else ()
+        full = build_layout(tiny_trace(), [], scorer.tokenizer)
+        assert ask(scorer, full, [], *wanted).attributions == ()
+        nothing = ask(scorer, bare, tiny_spans(), *wanted)
+        assert nothing.heats == ()
+        assert all(attribution.shares == () for attribution in nothing.attributions)

@@ -131,6 +131,7 @@ def tiny_model(
 
 def built(config: PreTrainedConfig, *, attention: str | None = None, seed: int = 0) -> PreTrainedModel:
     """A random float32 model of a configuration, in evaluation mode."""
+    torch.set_num_threads(1)  # matrices this small only lose by being split, most of all on a busy machine
     torch.manual_seed(seed)
     make: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_config
     model = make(config, attn_implementation=attention, dtype=torch.float32)

@@ -47,44 +47,46 @@ def rollout(
     wanted = methods or (Method.ROLLOUT, Method.ROLLOUT_CORRECTED)
     if unknown := [method for method in wanted if method not in (Method.ROLLOUT, Method.ROLLOUT_CORRECTED)]:
         raise InputError(f"{unknown[0].value} is not a kind of rollout; ask the method of that name")
+    if not spans:
+        return HeatResult(attributions=(), heats=())
     before, started = scorer.cost, time.perf_counter()
     tokens = layout.prompt_tokens()
     ids = tokens.ids + layout.answer_ids
     scorer.check_length(len(tokens.ids), len(layout.answer_ids))
     layers = capture(scorer, ids, wanted[0].value)
-    rows = _answer_rows(layout, spans, len(tokens.ids), len(ids)).to(scorer.model.device)
     weights = chunk_weights(layout, tokens)
-    mass: dict[Method, NDArray[np.float64]] = {}
+    kept = [PLAIN_RESIDUAL if method is Method.ROLLOUT else residual for method in wanted]
+    rows = _answer_rows(layout, spans, len(tokens.ids), len(ids)).to(scorer.model.device)
+    stacked = rows.repeat(len(wanted), 1)  # attention is made once for all methods
+    by_row = torch.tensor(kept, device=rows.device).repeat_interleave(len(spans))[:, None]
     reference = np.zeros((len(spans), len(tokens.ids)))
-    if Method.ROLLOUT in wanted:
-        mass[Method.ROLLOUT] = _prompt_mass(walk(layers, rows, PLAIN_RESIDUAL), tokens.ids)
+    mass = _prompt_mass(walk(layers, stacked, by_row), tokens.ids).reshape(len(wanted), *reference.shape)
     if Method.ROLLOUT_CORRECTED in wanted:
-        mass[Method.ROLLOUT_CORRECTED] = _prompt_mass(walk(layers, rows, residual), tokens.ids)
         reference = _prompt_mass(walk(layers, rows, residual, is_content_free=True), tokens.ids)
     scorer.spend(forwards=1, tokens=len(ids), seconds=time.perf_counter() - started)
     cost = spent_since(scorer, before)
 
     results = []
-    for method in wanted:
-        kept = PLAIN_RESIDUAL if method is Method.ROLLOUT else residual
-        by_span = [weights * row for row in mass[method]]
+    for number, method in enumerate(wanted):
+        by_span = [weights * row for row in mass[number]]
         if method is Method.ROLLOUT_CORRECTED:
             by_span = [
                 _divided(heat, (weights * free).sum(axis=1))
                 for heat, free in zip(by_span, reference, strict=True)
             ]
-        fingerprint = settings_hash(method, residual=kept, heads="mean", rows="predicting")
+        fingerprint = settings_hash(method, residual=kept[number], heads="mean", rows="predicting")
         results.append(heat_result(layout, tokens, spans, method, by_span, fingerprint, cost))
     return joined(results)
 
 
 @torch.inference_mode()
 def walk(
-    layers: Sequence[LayerAttention], rows: Tensor, residual: float, *, is_content_free: bool = False
+    layers: Sequence[LayerAttention], rows: Tensor, residual: float | Tensor, *, is_content_free: bool = False
 ) -> Tensor:
     """``rows`` times the product of all layers' ``residual I + (1 - residual) A``, top layer first.
 
-    ``rows``: shape [span, T], float32; returns the same shape. Rows that sum to 1 stay so.
+    ``rows``: shape [row, T], float32; returns the same shape. Rows that sum to 1 stay so. ``residual``:
+    one for all or, shape [row, 1], one for each.
     """
     mass = rows
     for layer in reversed(layers):

@@ -58,6 +58,8 @@ def saliency(
         raise InputError(f"{unknown[0].value} is not a gradient method; ask the method of that name")
     if steps < 1:
         raise InputError(f"integrated gradients need at least 1 step, not {steps}")
+    if not spans:
+        return HeatResult(attributions=(), heats=())
     tokens = layout.prompt_tokens()
     scorer.check_length(len(tokens.ids), len(layout.answer_ids))
     weights = chunk_weights(layout, tokens)
