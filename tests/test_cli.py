@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragblame import __version__, database, settings
-from ragblame.records import Trace
+from ragblame.records import Chunk, Message, Trace
 from ragblame.traces import new_trace_id, write_traces
 from ragblame.ui import cli
 from ragblame.ui.terminal import plain
@@ -422,3 +422,84 @@ def test_ui_serves_and_leaves_nothing_behind(on_database: str) -> None:
         process.wait()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+# Hostile answers -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_model() -> None:
+    """The shipped scorer, or the reason why these tests cannot run."""
+    pytest.importorskip("torch")
+    from ragblame.attribution.world import shipped
+
+    try:
+        shipped.model_path()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+CHUNK = Chunk(position=0, text="Pump P-12 runs at 40 bar. Call Ann.")
+PROMPT = (Message(role="human", text="Answer by this: Pump P-12 runs at 40 bar. Call Ann.\nWhat pressure?"),)
+HOSTILE = {
+    "no chunks": make_trace(answer="It runs at 40 bar."),
+    "chunk not in the prompt": make_trace(
+        answer="It runs at 40 bar.", chunks=(CHUNK,), prompt=(Message(role="human", text="What pressure?"),)
+    ),
+    "a megabyte": make_trace(answer="It runs at 40 bar. " * 52_000, chunks=(CHUNK,), prompt=PROMPT),
+    "one endless word": make_trace(answer="x" * 200_000, chunks=(CHUNK,), prompt=PROMPT),
+    "NUL and surrogates": make_trace(answer="It\0 is\ud800 40 bar.\0", chunks=(CHUNK,), prompt=PROMPT),
+    "terminal escapes": make_trace(answer="\x1b[2J\x1b]0;owned\x07 runs at 40 bar.", chunks=(CHUNK,)),
+    "markup": make_trace(answer="[red]It[/] runs at 40 [bar].", chunks=(CHUNK,), prompt=PROMPT),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trace", HOSTILE.values(), ids=list(HOSTILE))
+def test_explain_takes_any_answer(
+    small_model: None, on_database: str, capsys: pytest.CaptureFixture[str], trace: Trace
+) -> None:
+    """Whatever was recorded is attributed, shown without power over the terminal, and stored."""
+    store(on_database, trace)
+    assert cli.run(["explain", str(trace.id)]) == 0
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    assert all(sign.isprintable() or sign == "\n" for sign in out)
+    assert str(trace.id) in out
+    with database.connect(on_database) as conn:
+        assert conn.execute("SELECT state, error FROM attribution_run").fetchall() == [("done", None)]
+
+
+def test_explain_as_json(small_model: None, on_database: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One object on stdout with spans, verdicts and shares that sum to the reliance."""
+    trace = make_trace(
+        question="What pressure?", answer="Pump P-12 runs at 40 bar.", chunks=(CHUNK,), prompt=PROMPT
+    )
+    store(on_database, trace)
+    assert cli.run(["explain", str(trace.id).upper(), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["trace"]["id"] == str(trace.id)
+    assert len(said["verdicts"]) == len(said["spans"]) > 0
+    for attribution in said["attributions"]:
+        if attribution["method"] == "shapley":
+            assert sum(attribution["shares"]) == pytest.approx(attribution["reliance"], abs=1e-4)
+
+
+def test_explain_of_an_empty_answer(small_model: None, failure: Failure, on_database: str) -> None:
+    """There is nothing to attribute: one line, exit code not 0."""
+    trace = make_trace(answer=" \n")
+    store(on_database, trace)
+    assert "the answer is empty" in failure(5, "explain", str(trace.id))
+
+
+def test_a_real_worker_attributes_what_was_imported(
+    small_model: None, on_database: str, answers: Path
+) -> None:
+    """Import, then `ragblame worker --once` as a process with the shipped model: attributed, none left."""
+    assert cli.run(["import", str(answers)]) == 0
+    found = command("worker", "--once")
+    assert (found.returncode, found.stdout) == (0, "")
+    assert "1 attributed, 0 failed" in found.stderr
+    with database.connect(on_database) as conn:
+        rows = conn.execute("SELECT state, scorer, is_fit FROM attribution_run").fetchall()
+        assert conn.execute("SELECT count(*) FROM procrastinate_jobs").fetchall() == [(0,)]
+    assert rows[0][:2] == ("done", "ragblame small model")

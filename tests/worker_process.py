@@ -31,7 +31,13 @@ STALLED_SECONDS = 1.5
 class Obedient:
     """Explains every answer as one fabricated span, unless the question asks for a fault."""
 
-    def explain_trace(self, trace: Trace, *, should_abort: Callable[[], bool] | None = None) -> Explanation:
+    def explain_trace(
+        self,
+        trace: Trace,
+        *,
+        should_abort: Callable[[], bool] | None = None,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> Explanation:
         """Obey the question, then explain."""
         assert is_suppressed(), "the worker's own work must never be captured"
         order, _, seconds = trace.question.partition(" ")

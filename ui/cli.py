@@ -206,8 +206,12 @@ def explain(
         trace_id = find_trace(conn, trace)
     with words().status("loading the scorer …") as status:
         debugger = load_debugger(settings)
-        status.update(f"attributing {trace_id} …")
-        explanation = attribute_trace(url, debugger, trace_id)
+        explanation = attribute_trace(
+            url,
+            debugger,
+            trace_id,
+            progress=lambda step, part: status.update(f"{trace_id}: {step} {part:.0%}"),
+        )
     if json_output:
         write_json(explanation_to_json(explanation))
     else:

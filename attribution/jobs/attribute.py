@@ -6,19 +6,20 @@ PostgreSQL restarts at the moment of writing.
 
 import time
 from collections.abc import Callable
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 from uuid import UUID
 
 from ragblame import database
 from ragblame.attribution.jobs.faults import database_faults
 from ragblame.attribution.jobs.results import write_explanation, write_failure
-from ragblame.errors import DatabaseError, MissingExtraError, RagblameError
+from ragblame.errors import DatabaseError, MissingExtraError, ModelError, RagblameError
 from ragblame.records import Explanation, Trace
 from ragblame.settings import Settings
 from ragblame.suppression import suppress_capture
 from ragblame.traces import read_trace
 
 T = TypeVar("T")
+Progress: TypeAlias = Callable[[str, float], None]  # name of the step, part of it done in [0, 1]
 
 WAITS: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between tries while PostgreSQL is away
 _TICK: Final = 0.25  # seconds between looks at should_abort
@@ -27,7 +28,13 @@ _TICK: Final = 0.25  # seconds between looks at should_abort
 class Explainer(Protocol):
     """What explains a trace: the ``Debugger``, or a stand-in in a test."""
 
-    def explain_trace(self, trace: Trace, *, should_abort: Callable[[], bool] | None = None) -> Explanation:
+    def explain_trace(
+        self,
+        trace: Trace,
+        *,
+        should_abort: Callable[[], bool] | None = None,
+        progress: Progress | None = None,
+    ) -> Explanation:
         """Everything about one trace; polls ``should_abort`` between batches and then raises."""
         ...
 
@@ -46,17 +53,25 @@ def load_debugger(settings: Settings) -> Explainer:
         raise MissingExtraError(
             f"attribution needs {error.name}: install it with pip install 'ragblame[attribution]'"
         ) from error
-    return Debugger.from_pretrained(
-        settings.scorer,
-        is_own_model=settings.scorer_is_own_model,
-        threads=settings.threads,
-        batch_size=settings.batch_size,
-        max_exact_chunks=settings.max_exact_chunks,
-    )
+    try:
+        return Debugger.from_pretrained(
+            settings.scorer,
+            is_own_model=settings.scorer_is_own_model,
+            threads=settings.threads,
+            batch_size=settings.batch_size,
+            max_exact_chunks=settings.max_exact_chunks,
+        )
+    except FileNotFoundError as error:  # the shipped model is not in this installation
+        raise ModelError(str(error)) from error
 
 
 def attribute_trace(
-    url: str, explainer: Explainer, trace_id: UUID, *, should_abort: Callable[[], bool] = lambda: False
+    url: str,
+    explainer: Explainer,
+    trace_id: UUID,
+    *,
+    should_abort: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
 ) -> Explanation:
     """Explain the stored trace and replace its results; returns what was written.
 
@@ -67,7 +82,7 @@ def attribute_trace(
     trace = patiently(lambda: _read(url, trace_id), should_abort)
     with suppress_capture():
         try:
-            explanation = explainer.explain_trace(trace, should_abort=should_abort)
+            explanation = explainer.explain_trace(trace, should_abort=should_abort, progress=progress)
         except Exception as error:
             if should_abort():
                 raise AttributionAbortedError(
