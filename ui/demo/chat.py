@@ -42,7 +42,9 @@ class SmallChatModel(BaseChatModel):
     def _load(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         if self._model is None or self._tokenizer is None:
             from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers.utils import logging
 
+            logging.disable_progress_bar()  # the demo draws its own
             folder = self.folder or shipped.model_path()
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)

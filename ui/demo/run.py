@@ -26,7 +26,7 @@ from rich.text import Text
 from ragblame import database
 from ragblame.attribution.world import runbooks
 from ragblame.errors import RagblameError
-from ragblame.plugin import attach, detach, flush
+from ragblame import attach, detach, flush
 from ragblame.records import VerdictKind
 from ragblame.retriever.ingest import ingest_paths
 from ragblame.retriever.langchain import HybridRetriever
