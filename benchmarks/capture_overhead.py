@@ -45,7 +45,7 @@ class NoOpTracer(BaseTracer):
 
 def chain() -> Runnable[str, str]:
     """Retriever | prompt | model | parser, fifteen runs as create_retrieval_chain makes them."""
-    join = RunnableLambda(lambda documents: "\n\n".join(document.page_content for document in documents))
+    join = RunnableLambda(_join)
     prompt = ChatPromptTemplate.from_messages(
         [("system", "Answer from:\n{context}"), ("human", "{question}")]
     )
@@ -53,6 +53,10 @@ def chain() -> Runnable[str, str]:
     retrieval: Any = {"context": FixedRetriever() | join, "question": RunnablePassthrough()}
     wrapped: Runnable[str, str] = RunnableLambda(lambda text: str(text).strip()) | retrieval | answer
     return wrapped
+
+
+def _join(documents: list[Document]) -> str:
+    return "\n\n".join(document.page_content for document in documents)
 
 
 def timed(subject: Runnable[str, str], handlers: list[BaseCallbackHandler]) -> Callable[[], float]:

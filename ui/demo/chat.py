@@ -4,6 +4,7 @@ It exists because the demo must answer with no network: the demo's host chain is
 this is its model. It decodes greedily, so a run can be repeated.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +42,9 @@ class SmallChatModel(BaseChatModel):
 
     def _load(self) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         if self._model is None or self._tokenizer is None:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-            from transformers.utils import logging
+            from ragblame.attribution import loading
 
-            logging.disable_progress_bar()  # the demo draws its own
-            folder = self.folder or shipped.model_path()
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-            self._model = model.float().eval()
+            self._model, self._tokenizer, _ = loading.load(str(self.folder or shipped.model_path()))
         return self._model, self._tokenizer
 
     def _generate(
@@ -66,9 +62,10 @@ class SmallChatModel(BaseChatModel):
         rendered = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         prompt = tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
         with torch.inference_mode():
-            output = model.generate(**prompt, max_new_tokens=self.max_new_tokens, do_sample=False)
+            generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
+            output = generate(**prompt, max_new_tokens=self.max_new_tokens, do_sample=False)
         generated = output[0, prompt["input_ids"].shape[1] :]
-        text = tokenizer.decode(generated, skip_special_tokens=True)
+        text = str(tokenizer.decode(generated, skip_special_tokens=True))
         for word in stop or []:
             text = text.split(word, 1)[0]
         message = AIMessage(

@@ -23,10 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ragblame import database
+from ragblame import attach, database, detach, flush
 from ragblame.attribution.world import runbooks
 from ragblame.errors import RagblameError
-from ragblame import attach, detach, flush
 from ragblame.records import VerdictKind
 from ragblame.retriever.ingest import ingest_paths
 from ragblame.retriever.langchain import HybridRetriever
