@@ -5,12 +5,12 @@ counted by a shared lock that the kernel releases however the process ends; the 
 detached supervisor (``ragblame.postgres_supervisor``), which the clients replace should it be killed.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -66,14 +66,15 @@ def ensure_running(data_dir: Path, *, timeout: float = START_TIMEOUT) -> str:
     deadline = time.monotonic() + timeout
     with _guard:
         home = find_home(data_dir)
-        binaries.find_binaries(
-            binaries.choose_account(home / "data")
-        )  # the commonest fault, told without a detour
-        _make_home(home, data_dir)
-        _be_present(home, deadline)
-        port = _await_ready(home, deadline)
-        _watch(home)
-        return _url(home, port)
+        binaries.find_binaries(binaries.choose_account(home / "data"))  # the commonest fault comes first
+        try:
+            _make_home(home, data_dir)
+            _be_present(home, deadline)
+            port = _await_ready(home, deadline)
+            _watch(home)
+            return _url(home, port)
+        except OSError as error:
+            raise EmbeddedPostgresError(cluster.describe_failure(str(error), home)) from error
 
 
 def stop(data_dir: Path, *, timeout: float = 60.0) -> None:
@@ -86,7 +87,7 @@ def stop(data_dir: Path, *, timeout: float = 60.0) -> None:
     while sys.platform != "win32" and supervisor.is_supervised(home):
         state = supervisor.read_state(home)
         if state is not None and state.supervisor is not None and _is_supervisor(state.supervisor):
-            os.kill(state.supervisor, signal.SIGTERM)
+            os.kill(state.supervisor, supervisor.STOP_SIGNAL)
         if time.monotonic() > deadline:
             raise EmbeddedPostgresError(f"the embedded server does not stop: see {home / 'server.log'}")
         time.sleep(0.1)
@@ -99,26 +100,21 @@ def stop(data_dir: Path, *, timeout: float = 60.0) -> None:
 def status(data_dir: Path) -> ServerStatus:
     """Look at the data folder's server without starting or disturbing it."""
     home = find_home(data_dir)
+    is_supervised = sys.platform != "win32" and supervisor.is_supervised(home)
     state = supervisor.read_state(home) if sys.platform != "win32" else None
-    if state is None or not (home / "data").exists():
-        error = state.error if state else None
-        word = "failed" if error else "absent"
-        return ServerStatus(
-            home=home, state=word, port=None, server_pid=None, supervisor_pid=None, error=error
-        )
-    if not supervisor.is_supervised(home):
-        word = "failed" if state.state == "failed" else "stopped"
-        port, error = state.port, state.error
-        return ServerStatus(
-            home=home, state=word, port=port, server_pid=None, supervisor_pid=None, error=error
-        )
+    if state is None:
+        word = "starting" if is_supervised else "stopped" if (home / "data").exists() else "absent"
+    elif is_supervised or state.state == "failed":
+        word = state.state
+    else:
+        word = "stopped"
     return ServerStatus(
         home=home,
-        state=state.state,
-        port=state.port,
-        server_pid=state.server,
-        supervisor_pid=state.supervisor,
-        error=state.error,
+        state=word,
+        port=state.port if state else None,
+        server_pid=state.server if state and is_supervised else None,
+        supervisor_pid=state.supervisor if state and is_supervised else None,
+        error=state.error if state else None,
     )
 
 
@@ -144,15 +140,16 @@ def _make_home(home: Path, data_dir: Path) -> None:
     """Create the folder, closed to others; only as root may the server's account pass through it."""
     mode = 0o711 if os.geteuid() == 0 else 0o700
     try:
-        if not home.exists():
-            home.parent.mkdir(mode=mode, parents=True, exist_ok=True)
-            home.mkdir(mode=mode, exist_ok=True)
-            if home.parent == binaries.SYSTEM_DIR:
-                _log.warning("%s is closed to the server's account: its data goes to %s", data_dir, home)
+        missing = [folder for folder in (home, *home.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(mode)  # whatever the umask says: a strict one would shut the account out
+        if missing and home.parent == binaries.SYSTEM_DIR:
+            _log.warning("%s is closed to the server's account: its data goes to %s", data_dir, home)
         owner = home.stat().st_uid
     except OSError as error:
-        if error.errno is not None and os.strerror(error.errno).startswith(("No space", "Disk quota")):
-            raise EmbeddedPostgresError(cluster.describe_failure(str(error), home)) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise EmbeddedPostgresError(
             f"{home} cannot be made ({error.strerror}): set RAGBLAME_DATA_DIR to a folder that you can write"
         ) from error
@@ -172,10 +169,7 @@ def _be_present(home: Path, deadline: float) -> None:
             if os.fstat(held).st_ino == path.stat().st_ino:
                 return
         os.close(_presence.pop(home))  # the folder was deleted and made again
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise EmbeddedPostgresError(cluster.describe_failure(str(error), home)) from error
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         _flock(descriptor, fcntl.LOCK_SH, deadline, home)
     except BaseException:
@@ -188,8 +182,9 @@ def _await_ready(home: Path, deadline: float) -> int:
     """Wait for the server, starting a supervisor whenever none lives; returns the port."""
     started = 0
     while True:
+        is_supervised = supervisor.is_supervised(home)  # before the state: without one, the state is final
         state = supervisor.read_state(home)
-        if not supervisor.is_supervised(home):
+        if not is_supervised:
             if started and state is not None and state.state == "failed":
                 raise EmbeddedPostgresError(
                     state.error or "the embedded server failed: run `ragblame doctor`"
@@ -250,14 +245,14 @@ def _guard_supervisor(home: Path) -> None:
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
             finally:
                 os.close(descriptor)
-            state = supervisor.read_state(home)
-            if state is None or state.state in ("stopped", "failed") or home not in _presence:
-                return
             time.sleep(random.uniform(0.0, 0.2))  # every client wakes at once; one start is enough
-            _start_supervisor(home, time.monotonic() + START_TIMEOUT)
+            with _guard:  # not between a start by ensure_running and its wish to have it watched
+                state = supervisor.read_state(home)
+                if state is None or state.state in ("stopped", "failed") or home not in _presence:
+                    return _watched.discard(home)
+                _start_supervisor(home, time.monotonic() + 30.0)
     except (OSError, EmbeddedPostgresError) as error:
         _log.error("the embedded server lost its supervisor and gets no new one: %s", error)
-    finally:
         _watched.discard(home)
 
 

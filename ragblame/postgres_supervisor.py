@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from ragblame import postgres_cluster as cluster
 from ragblame.errors import EmbeddedPostgresError
-from ragblame.postgres_binaries import choose_account
+from ragblame.postgres_binaries import Account, choose_account
 
 CLIENTS_LOCK = "clients.lock"  # held shared by every client process
 SUPERVISOR_LOCK = "supervisor.lock"
@@ -32,7 +33,8 @@ IDLE_SECONDS = 3.0  # without a client, before the server is stopped
 TICK = 0.5  # seconds between looks; the server's death wakes us at once
 STEADY_SECONDS = 60.0  # a server that ran this long has earned a full set of restarts again
 MAX_RESTARTS = 5
-LOG_LIMIT = 5_000_000  # bytes of server.log kept when a supervisor starts
+LOG_LIMIT = 5_000_000  # bytes of server.log, and of server.log.1 before it
+STOP_SIGNAL = signal.SIGUSR1  # stop although there are clients
 BUSY = 3  # exit status: another supervisor owns the folder
 
 
@@ -40,7 +42,7 @@ BUSY = 3  # exit status: another supervisor owns the folder
 class ServerState:
     """What the supervisor last said about its server."""
 
-    state: str  # starting, ready, stopped or failed
+    state: str  # starting, ready, stopped, failed; interrupted: ended by a signal, clients start it again
     supervisor: int | None = None  # process ids
     server: int | None = None
     port: int | None = None  # kept across restarts, so that pools find the server again
@@ -98,15 +100,20 @@ def main(home: Path) -> int:
 
 def _detach(home: Path) -> None:
     """Standard streams to the log, so that no client's pipe or terminal is held open."""
-    log = home / "server.log"
-    with suppress(OSError):
-        if log.stat().st_size > LOG_LIMIT:
-            log.replace(home / "server.log.1")
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(home / "server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+
+
+def _trim_log(home: Path) -> None:
+    """Keep the log of a long life from filling the disk; in place, because the server holds it open."""
+    log = home / "server.log"
+    with suppress(OSError):
+        if log.stat().st_size > LOG_LIMIT:
+            shutil.copyfile(log, home / "server.log.1")
+            os.truncate(log, 0)
 
 
 class _Supervisor:
@@ -116,10 +123,10 @@ class _Supervisor:
         self.home = home
         self.lock = lock
         self.clients = os.open(home / CLIENTS_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        self.account = choose_account(home / "data")
+        self.account: Account | None = None
         self.port: int | None = None
         self.server: subprocess.Popen[bytes] | None = None
-        self.is_asked_to_stop = False
+        self.end_signals: list[int] = []  # filled by the signal handler
         self.log_start = 0
         self.wake, writer = os.pipe()
         os.set_blocking(self.wake, False)
@@ -127,7 +134,7 @@ class _Supervisor:
         signal.set_wakeup_fd(writer)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (STOP_SIGNAL, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask_to_stop)
 
     def run(self) -> None:
@@ -135,8 +142,9 @@ class _Supervisor:
         before = read_state(self.home)
         self._write("starting")
         stop_leftovers(self.home / "data")
+        self.account = choose_account(self.home / "data")
         cluster.create_cluster(self.home, self.account)
-        if self.is_asked_to_stop:
+        if self.end_signals:
             return self._end()
         self.port = cluster.choose_port(self.home, before.port if before else None)
         self._start()
@@ -147,8 +155,9 @@ class _Supervisor:
             assert self.server is not None
             if not self._owns_folder():
                 return self._stop_server(signal.SIGQUIT)  # there is nothing left to close in order
-            if self.is_asked_to_stop:
+            if self.end_signals:
                 return self._end()
+            _trim_log(self.home)
             if self.server.poll() is not None:
                 failures = 1 if is_ready and time.monotonic() - ready_at > STEADY_SECONDS else failures + 1
                 is_ready = False
@@ -192,8 +201,10 @@ class _Supervisor:
         self._start()
 
     def _end(self) -> None:
+        """Orderly. A plain SIGTERM may be meant for the service of one client: the others start us again."""
         self._stop_server()
-        self._write("stopped")
+        is_wished = STOP_SIGNAL in self.end_signals or not self.end_signals
+        self._write("stopped" if is_wished else "interrupted")
 
     def _stop_server(self, first: signal.Signals = signal.SIGINT) -> None:
         """Fast, then immediate, then by force: whatever happens, no process stays in the folder."""
@@ -204,7 +215,8 @@ class _Supervisor:
                 with suppress(subprocess.TimeoutExpired):
                     self.server.wait(patience)
                     break
-        stop_leftovers(self.home / "data")
+        if self._owns_folder():  # or these would be somebody else's, in a folder of the same name
+            stop_leftovers(self.home / "data")
 
     def _is_alone(self) -> bool:
         """Whether no living process holds the clients' lock."""
@@ -237,14 +249,16 @@ class _Supervisor:
         pid = self.server.pid if self.server is not None and self.server.returncode is None else None
         content = ServerState(state=state, supervisor=os.getpid(), server=pid, port=self.port, error=error)
         fresh = self.home / f"{STATE_FILE}.new"
+        if not self._owns_folder():
+            return
         try:
             fresh.write_text(json.dumps(asdict(content)), "utf-8")
             fresh.replace(self.home / STATE_FILE)
         except OSError:
             traceback.print_exc()
 
-    def _ask_to_stop(self, *_: object) -> None:
-        self.is_asked_to_stop = True
+    def _ask_to_stop(self, number: int, _: object) -> None:
+        self.end_signals.append(number)
 
     def _sleep(self, seconds: float) -> None:
         """Sleep, but wake for a signal: the server's death, or the wish that we stop."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 import uuid
@@ -41,6 +42,28 @@ def isolated_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def data_dir() -> Path:
     """The test's own data folder, as in RAGBLAME_DATA_DIR; an embedded server in it is stopped afterwards."""
     return Path(os.environ["RAGBLAME_DATA_DIR"])
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Path]:
+    """A server's folder, made once: initdb is most of the time of a cold start."""
+    home = _open_folder()
+    postgres_cluster.create_cluster(home, postgres_binaries.choose_account(home / "data"))
+    yield home
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def empty_dir(data_dir: Path) -> Path:
+    """The data folder before anything is in it."""
+    return data_dir
+
+
+@pytest.fixture
+def used_dir(data_dir: Path, cluster: Path) -> Path:
+    """The data folder with a cluster in it that has never run."""
+    subprocess.run(["cp", "-a", cluster, data_dir / "postgres"], check=True)
+    return data_dir
 
 
 @pytest.fixture(scope="session")

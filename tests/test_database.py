@@ -11,6 +11,7 @@ import textwrap
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from itertools import pairwise
@@ -29,7 +30,6 @@ from ragblame.database_errors import server_name
 from ragblame.errors import DatabaseError, MigrationError
 from ragblame.settings import Settings
 
-OLD_SERVER = Path("/usr/lib/postgresql/15/bin")  # Debian 12's: too old, and without pgvector
 ALL = ("0001_schema.sql", "0002_jobs.sql")
 
 
@@ -195,12 +195,12 @@ def test_password_never_leaks_from_a_badly_escaped_url(tail: str) -> None:
     assert "T3RC3S" not in named
 
 
-@pytest.fixture(scope="module")
-def old_server_url() -> Iterator[str]:
-    """Debian's PostgreSQL 15: older than we support, and without pgvector."""
-    if not (OLD_SERVER / "initdb").exists():
-        pytest.skip("needs Debian's postgresql-15")
-    home = Path(tempfile.mkdtemp(prefix="ragblame-old-"))
+@contextmanager
+def other_server(programs: Path) -> Iterator[str]:
+    """A server of another version, from its folder of programs; skips where there is none."""
+    if not (programs / "initdb").exists():
+        pytest.skip(f"needs PostgreSQL's programs in {programs}")
+    home = Path(tempfile.mkdtemp(prefix="ragblame-other-"))
     home.chmod(0o711 if os.geteuid() == 0 else 0o700)
     data = home / "data"
     data.mkdir(mode=0o700)
@@ -211,7 +211,7 @@ def old_server_url() -> Iterator[str]:
         options |= {"user": account.uid, "group": account.gid, "extra_groups": []}
     port = free_port()
     command = [
-        str(OLD_SERVER / "postgres"),
+        str(programs / "postgres"),
         "-D",
         str(data),
         "-p",
@@ -222,14 +222,23 @@ def old_server_url() -> Iterator[str]:
         "",
         "-F",
     ]
-    subprocess.run([OLD_SERVER / "initdb", "-D", data, "-U", "u", "-A", "trust", "-N"], check=True, **options)
+    subprocess.run([programs / "initdb", "-D", data, "-U", "u", "-A", "trust", "-N"], check=True, **options)
     with subprocess.Popen(command, **options) as server:
-        while not postgres_cluster.is_ready(home, server.pid):
-            assert server.poll() is None
-            time.sleep(0.05)
-        yield f"postgresql://u@127.0.0.1:{port}/postgres"
-        server.send_signal(signal.SIGQUIT)
+        try:
+            while not postgres_cluster.is_ready(home, server.pid):
+                assert server.poll() is None
+                time.sleep(0.05)
+            yield f"postgresql://u@127.0.0.1:{port}/postgres"
+        finally:
+            server.send_signal(signal.SIGQUIT)
     shutil.rmtree(home)
+
+
+@pytest.fixture(scope="module")
+def old_server_url() -> Iterator[str]:
+    """Debian's PostgreSQL 15: older than we support, and without pgvector."""
+    with other_server(Path("/usr/lib/postgresql/15/bin")) as url:
+        yield url
 
 
 def test_server_too_old(old_server_url: str) -> None:
@@ -288,6 +297,18 @@ def test_fresh_database_needs_migrating(empty_database_url: str) -> None:
     assert (state.applied, state.pending, state.edited, state.newer_than_code) == (ALL, (), (), ())
     assert state.vector_version is not None
     assert state.next_step is None
+
+
+def test_oldest_supported_server() -> None:
+    """Every migration, and moving rows into a new partition, works on PostgreSQL 16 too."""
+    with other_server(postgres_binaries.find_binaries().parents[1] / "pginstall" / "bin") as url:
+        assert database.migrate(url) == list(ALL)
+        assert database.check_schema(url).server_version.startswith("16.")
+        at = datetime(2031, 6, 4, tzinfo=UTC)
+        with database.connect(url) as conn:
+            assert add_trace(conn, at) == "trace_default"
+            conn.execute("SELECT ensure_partitions(%s, %s)", (at, at))
+            assert conn.execute("SELECT count(*) FROM trace_2031w23").fetchone() == (1,)
 
 
 def test_files_are_numbered_without_gaps() -> None:
