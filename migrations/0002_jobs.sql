@@ -1,7 +1,7 @@
 -- The job queue: procrastinate 3.10.0's own schema, word for word below the line, in a schema of its own.
 --
 -- procrastinate ships no migration runner. When it is upgraded, each new file of its sql/migrations becomes the next
--- numbered file here; tests/test_database.py fails until that is done.
+-- numbered file here; tests/test_migrations.py fails until that is done.
 
 CREATE SCHEMA IF NOT EXISTS jobs;
 SET LOCAL search_path = jobs, public;

@@ -1,8 +1,12 @@
-"""What the tests of the embedded server share: processes that use it, and a look at its own from outside."""
+"""Servers for tests: processes that use the embedded one, a look at its own, and other versions'."""
 
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
-from ragblame import postgres, postgres_cluster
+from ragblame import postgres, postgres_binaries, postgres_cluster
 
 IS_ROOT = os.geteuid() == 0
 STOPS_WITHIN = 20.0  # seconds after its last client: 3 s of patience, a shutdown, and a slow machine
@@ -75,3 +80,50 @@ def query(url: str, statement: str) -> list[tuple[object, ...]]:
     with psycopg.connect(url, autocommit=True) as conn:
         cursor = conn.execute(statement.encode())
         return cursor.fetchall() if cursor.description else []
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def other_server(programs: Path) -> Iterator[str]:
+    """A server of another version, from its folder of programs; skips where there is none."""
+    if not (programs / "initdb").exists():
+        pytest.skip(f"needs PostgreSQL's programs in {programs}")
+    home = Path(tempfile.mkdtemp(prefix="ragblame-other-"))
+    home.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    data = home / "data"
+    data.mkdir(mode=0o700)
+    options: dict[str, Any] = {"cwd": "/", "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    account = postgres_binaries.choose_account(data)
+    if account is not None:
+        os.chown(data, account.uid, account.gid)
+        options |= {"user": account.uid, "group": account.gid, "extra_groups": []}
+    port = free_port()
+    command = [
+        str(programs / "postgres"),
+        "-D",
+        str(data),
+        "-p",
+        str(port),
+        "-h",
+        "127.0.0.1",
+        "-k",
+        "",
+        "-F",
+    ]
+    subprocess.run([programs / "initdb", "-D", data, "-U", "u", "-A", "trust", "-N"], check=True, **options)
+    with subprocess.Popen(command, **options) as server:
+        try:
+            while not postgres_cluster.is_ready(home, server.pid):
+                assert server.poll() is None
+                time.sleep(0.05)
+            yield f"postgresql://u@127.0.0.1:{port}/postgres"
+        finally:
+            server.send_signal(signal.SIGQUIT)
+    shutil.rmtree(home)
