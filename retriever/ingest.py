@@ -59,7 +59,8 @@ class IngestResult:
     unchanged: int  # documents left alone
     removed: int  # documents whose file or line is gone (only with ``prune``)
     embedded: int  # texts the embedding model read
-    problems: list[Problem]  # what was not ingested, and why
+    problems: list[Problem]  # what should have been ingested and was not, and why
+    skipped: list[Problem]  # what is no text, or holds none: nothing to correct
 
 
 def ingest_paths(
@@ -84,13 +85,14 @@ def ingest_paths(
     exist, and a file with problems, loses nothing.
     Commits as it goes when ``conn`` has no transaction open; else everything is part of the caller's.
     Raises ``ModelError`` when the embeddings fail or do not fit the registered model, ``InputError`` when
-    ``max_chars`` is out of range, ``DatabaseError``. Everything else is a ``Problem`` in the result.
+    ``max_chars`` is out of range, ``DatabaseError``. Everything else is told in the result.
     """
     check_max_chars(max_chars)
     run = _Run(conn, embeddings, model or name_of(embeddings), batch_size, on_progress)
     chunking = Chunking(max_chars=max_chars, one_chunk_per_paragraph=one_chunk_per_paragraph)
     listing = list_files(paths, relative_to)
     run.problems += listing.problems
+    run.skipped += listing.skipped
     run.total = sum(file.size for file in listing.files)
     for file in listing.files:
         run.read(file, chunking)
@@ -106,6 +108,7 @@ def ingest_paths(
         removed=removed,
         embedded=run.embedded,
         problems=run.problems,
+        skipped=run.skipped,
     )
 
 
@@ -127,6 +130,7 @@ class _Run:
         self.batch_size = batch_size
         self.on_progress = on_progress
         self.problems: list[Problem] = []
+        self.skipped: list[Problem] = []
         self.documents = self.chunks = self.unchanged = self.embedded = 0
         self.total = 0  # bytes of all files
         self.read_before = 0  # bytes of the files before the current one
@@ -158,7 +162,7 @@ class _Run:
             return
         if not draft.chunks:
             message = "holds no text: it is stored without chunks"
-            self.problems.append(Problem(path=place.path, line=place.line, message=message))
+            self.skipped.append(Problem(path=place.path, line=place.line, message=message))
         self.window.append((draft, place))
         self.window_chunks += len(draft.chunks)
         if max(len(self.window), self.window_chunks) >= WINDOW:

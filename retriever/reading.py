@@ -62,7 +62,8 @@ class Listing:
     """What a walk over paths found."""
 
     files: list[SourceFile]
-    problems: list[Problem]
+    problems: list[Problem]  # what could not be read
+    skipped: list[Problem]  # what is no text: images, pipes, links to what is read anyway
     roots: list[str]  # names of the paths themselves
     unread: list[str]  # names of files and folders that could not be looked into
 
@@ -100,6 +101,7 @@ def list_files(paths: Sequence[Path | str], relative_to: Path | None = None) -> 
     return Listing(
         files=walk.files,
         problems=walk.problems,
+        skipped=walk.skipped,
         roots=[clean_identity(walk.name(path)) for path in roots],
         unread=walk.unread,
     )
@@ -112,6 +114,7 @@ class _Walk:
         self.root = None if relative_to is None else os.path.abspath(relative_to)
         self.files: list[SourceFile] = []
         self.problems: list[Problem] = []
+        self.skipped: list[Problem] = []
         self.unread: list[str] = []
         self.seen: set[Path] = set()
         self.folders: set[tuple[int, int]] = set()
@@ -136,7 +139,7 @@ class _Walk:
 
     def open_folder(self, path: Path, identity: tuple[int, int]) -> list[str]:
         if identity in self.folders:
-            self.report(path, "links to a folder that is read already: skipped")
+            self.report(path, "links to a folder that is read already", self.skipped)
             return []
         self.folders.add(identity)
         return sorted(name for name in os.listdir(path) if not name.startswith("."))
@@ -144,10 +147,11 @@ class _Walk:
     def take(self, path: Path, status: os.stat_result, *, is_named: bool) -> None:
         suffix = path.suffix.lower()
         if not stat.S_ISREG(status.st_mode):
-            self.report(path, "is not a regular file: skipped")
+            self.report(path, "is not a regular file", self.skipped)
         elif not is_named and suffix not in MARKDOWN | JSONL | PLAIN:
             kind = suffix or "no suffix"
-            self.report(path, f"is of no known kind of text ({kind}): name the file itself to ingest it")
+            message = f"is of no known kind of text ({kind}): name the file itself to ingest it"
+            self.report(path, message, self.skipped)
         elif suffix not in JSONL and status.st_size > MAX_FILE:
             self.report(path, f"has {status.st_size:,} bytes, more than {MAX_FILE:,}: split it")
         else:
@@ -156,9 +160,10 @@ class _Walk:
     def name(self, path: Path) -> str:
         return os.path.relpath(path, self.root) if self.root is not None else str(path)
 
-    def report(self, path: Path, message: str) -> None:
+    def report(self, path: Path, message: str, to: list[Problem] | None = None) -> None:
         self.unread.append(clean_identity(self.name(path)))
-        self.problems.append(Problem(path=printable(path), line=None, message=message))
+        reports = self.problems if to is None else to
+        reports.append(Problem(path=printable(path), line=None, message=message))
 
 
 def read_documents(file: SourceFile, chunking: Chunking) -> Iterator[Reading]:
