@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 logger = logging.getLogger("ragblame")
@@ -17,6 +18,7 @@ class Counters:
         self._lock = threading.RLock()
         self._counts: Counter[str] = Counter()
         self._warnings: Counter[str] = Counter()
+        self._saved: Counter[str] = Counter()
 
     def add(self, name: str, count: int = 1) -> None:
         """Count ``count`` more of ``name``."""
@@ -27,6 +29,20 @@ class Counters:
         """The counts so far."""
         with self._lock:
             return dict(self._counts)
+
+    def unsaved(self) -> dict[str, int]:
+        """The counts that ``mark_saved`` has not been told of yet."""
+        with self._lock:
+            return {
+                name: count - self._saved[name]
+                for name, count in self._counts.items()
+                if count > self._saved[name]
+            }
+
+    def mark_saved(self, counts: Mapping[str, int]) -> None:
+        """These counts stand in the spool folder's totals now."""
+        with self._lock:
+            self._saved.update(counts)
 
     def note_fault(self, error: BaseException) -> None:
         """Count an exception of ours that was kept from the host, and say so a few times."""
@@ -45,7 +61,7 @@ class Counters:
     def after_fork(self) -> None:
         """Start from zero in a new process: the parent reports its own."""
         self._lock = threading.RLock()
-        self._counts, self._warnings = Counter(), Counter()
+        self._counts, self._warnings, self._saved = Counter(), Counter(), Counter()
 
 
 counters: Final = Counters()  # of this process

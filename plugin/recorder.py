@@ -58,7 +58,7 @@ class Recorder:
         self._writer: Writer | None = None
         self._taken: list[RunTree] = []  # in the thread's hands, not yet stored
         self._bytes = 0  # held by queued trees
-        self._lost = 0  # traces known to be lost at the last flush
+        self._lost = _losses()  # traces known to be lost at the last flush
         self._max_traces, self._max_bytes = 10_000, 64_000_000
         self.flush_seconds = FLUSH_SECONDS
 
@@ -189,8 +189,7 @@ class Recorder:
     def _finish(self, marks: list[_Flush], writer: "Writer") -> bool:
         """Answer the flushes; whether the thread is to end."""
         try:
-            losses = counters.snapshot()
-            lost = sum(losses.get(name, 0) for name in ("dropped", "refused"))
+            lost = _losses()
             is_stored = (writer.is_clean or writer.replay(everything=True)) and lost == self._lost
             self._lost = lost
             writer.save_counts()
@@ -260,6 +259,11 @@ def install(replacement: Recorder) -> Recorder:
 def flush(timeout: float | None = None) -> bool:
     """Wait until this process's captured traces are stored; see ``Recorder.flush``."""
     return _current.flush(timeout)
+
+
+def _losses() -> int:
+    counts = counters.snapshot()
+    return counts.get("dropped", 0) + counts.get("refused", 0)
 
 
 def _is_settled(tree: RunTree) -> bool:

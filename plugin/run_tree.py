@@ -6,10 +6,8 @@ is ignored.
 """
 
 import sys
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -22,7 +20,7 @@ IDLE_SECONDS: Final = 3_600.0  # a tree without an event for so long will not en
 MAX_RUNS: Final = 50_000  # run ids known at once, all open trees together
 MAX_BYTES: Final = 64_000_000  # text held by open trees
 _SWEEP_SECONDS: Final = 10.0
-_TOMBSTONE_SECONDS: Final = 60.0  # how long a finished tree still swallows its late children
+_TOMBSTONE_SECONDS: Final = 60.0  # a finished tree swallows its late children at least so long
 _MAX_TOMBSTONES: Final = 20_000
 
 
@@ -123,8 +121,9 @@ class RunTree:
 class OpenRuns:
     """Run id to tree, with a bound on age, count and bytes. Every method is safe in any thread.
 
-    The lock is re-entrant on purpose: a garbage collection inside a locked section may close an abandoned
-    stream, whose callbacks then arrive here on the same thread.
+    There is no lock, on purpose: a garbage collection may close an abandoned stream in the middle of any of
+    these methods, and closing it may wait for threads whose own callbacks arrive here. Events of one run come
+    one after the other, different runs are different keys, and single dictionary operations are atomic.
     """
 
     def __init__(
@@ -134,14 +133,17 @@ class OpenRuns:
         max_bytes: int = MAX_BYTES,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
-        self.lock = threading.RLock()
         self.evicted = 0  # trees given up unfinished
-        self._trees: dict[UUID, RunTree] = {}  # by run id
-        self._roots: dict[UUID, RunTree] = {}  # by trace id, in order of start
-        self._tombstones: OrderedDict[UUID, float] = OrderedDict()
-        self._bytes = 0
         self._max_runs, self._max_bytes, self._idle_seconds = max_runs, max_bytes, idle_seconds
-        self._swept = time.monotonic()
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Forget everything in a new process: the parent's runs do not end here."""
+        self._trees: dict[int, RunTree] = {}  # by run id; an int's hash needs no Python code
+        self._roots: dict[int, RunTree] = {}  # by trace id, in order of start
+        self._tombs: tuple[set[int], set[int]] = (set(), set())  # ids of finished runs: recent and older
+        self._bytes = 0  # about what the open trees hold; made exact by every sweep
+        self._swept = self._buried = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._roots)
@@ -151,39 +153,37 @@ class OpenRuns:
 
         ``(None, False)``: a late child of a finished tree. ``(tree, False)``: another handler told of it.
         """
-        with self.lock:
-            now = time.monotonic()
-            known = self._trees.get(run_id)
-            if known is not None:
-                is_root = run_id == known.root_id
-                if known.ended is not None and not is_root:
-                    return None, False
-                # A root that starts again, after its end or by the same handler: a reused run id.
-                if known.ended is None and not (is_root and known.owner == owner):
-                    return known, False
-            tree = self._trees.get(parent_id) if parent_id is not None else None
-            if tree is None:
-                if parent_id is not None and self._is_tombstone(parent_id, now):
-                    return None, False
-                tree = RunTree(
-                    trace_id=new_trace_id(),
-                    root_id=run_id,
-                    owner=owner,
-                    started_at=datetime.now(UTC),
-                    started=now,
-                    is_partial=parent_id is not None,
-                )
-                self._roots[tree.trace_id] = tree
-            elif tree.ended is not None:
+        known = self._trees.get(run_id.int)
+        if known is not None:
+            is_root = run_id == known.root_id
+            if known.ended is not None and not is_root:
                 return None, False
-            tree.last_event = now
-            tree.parents[run_id] = parent_id
-            self._trees[run_id] = tree
-            return tree, True
+            # A root that starts again, after its end or by the same handler: a reused run id.
+            if known.ended is None and not (is_root and known.owner == owner):
+                return known, False
+        tree = self._trees.get(parent_id.int) if parent_id is not None else None
+        if tree is None:
+            if parent_id is not None and any(parent_id.int in tombs for tombs in self._tombs):
+                return None, False
+            tree = RunTree(
+                trace_id=new_trace_id(),
+                root_id=run_id,
+                owner=owner,
+                started_at=datetime.now(UTC),
+                started=time.monotonic(),
+                is_partial=parent_id is not None,
+            )
+            self._roots[tree.trace_id.int] = tree
+        elif tree.ended is not None:
+            return None, False
+        tree.last_event = time.monotonic()
+        tree.parents[run_id] = parent_id
+        self._trees[run_id.int] = tree
+        return tree, True
 
     def find(self, run_id: UUID) -> RunTree | None:
         """The tree of a run, when it still takes events."""
-        tree = self._trees.get(run_id)
+        tree = self._trees.get(run_id.int)
         if tree is None or tree.is_sealed:
             return None
         tree.last_event = time.monotonic()
@@ -191,55 +191,40 @@ class OpenRuns:
 
     def hold(self, tree: RunTree, *texts: str | None) -> None:
         """Account for text that an open tree now holds."""
-        with self.lock:
-            if not tree.is_sealed:
-                self._bytes += tree.hold(*texts)
+        if not tree.is_sealed:
+            self._bytes += tree.hold(*texts)
 
     def seal(self, tree: RunTree) -> bool:
         """Take a tree out for good; False when somebody did already."""
-        with self.lock:
-            if tree.is_sealed:
-                return False
-            tree.is_sealed = True
-            now = time.monotonic()
-            for run_id in tree.parents:
-                if self._trees.get(run_id) is tree:
-                    del self._trees[run_id]
-                self._tombstones[run_id] = now
-                self._tombstones.move_to_end(run_id)
-            while len(self._tombstones) > _MAX_TOMBSTONES:
-                self._tombstones.popitem(last=False)
-            self._roots.pop(tree.trace_id, None)
-            self._bytes -= tree.bytes
-            if not self._roots:
-                self._bytes = 0
-            return True
+        if self._roots.pop(tree.trace_id.int, None) is None:
+            return False
+        tree.is_sealed = True
+        self._bytes = self._bytes - tree.bytes if self._roots else 0
+        now = time.monotonic()
+        if now - self._buried > _TOMBSTONE_SECONDS or len(self._tombs[0]) > _MAX_TOMBSTONES:
+            self._tombs, self._buried = (set(), self._tombs[0]), now
+        recent = self._tombs[0]
+        for run_id in list(tree.parents):
+            if self._trees.get(run_id.int) is tree:
+                self._trees.pop(run_id.int, None)
+            recent.add(run_id.int)
+        return True
 
-    def overdue(self) -> Iterator[RunTree]:
+    def overdue(self) -> list[RunTree]:
         """Trees to give up: idle too long, or too many held. Cheap unless there is something to do."""
         now = time.monotonic()
         is_full = len(self._trees) > self._max_runs or self._bytes > self._max_bytes
         if not is_full and now - self._swept < min(_SWEEP_SECONDS, self._idle_seconds):
-            return
-        with self.lock:
-            self._swept = now
-            running = [tree for tree in self._roots.values() if tree.ended is None]
-            idle = [tree for tree in running if now - tree.last_event > self._idle_seconds]
-            if not idle and is_full:  # the least recently active tenth, so that the scan pays
-                by_age = sorted(running, key=lambda tree: tree.last_event)
-                idle = by_age[: max(1, len(by_age) // 10)]
-            self.evicted += len(idle)
-        yield from idle
-
-    def after_fork(self) -> None:
-        """Forget everything in a new process: the parent's runs do not end here."""
-        self.lock = threading.RLock()
-        self._trees, self._roots, self._tombstones = {}, {}, OrderedDict()
-        self._bytes = 0
-
-    def _is_tombstone(self, run_id: UUID, now: float) -> bool:
-        at = self._tombstones.get(run_id)
-        return at is not None and now - at < _TOMBSTONE_SECONDS
+            return []
+        self._swept = now
+        roots = list(self._roots.values())
+        self._bytes = sum(tree.bytes for tree in roots)
+        running = sorted((tree for tree in roots if tree.ended is None), key=lambda tree: tree.last_event)
+        given_up = [tree for tree in running if now - tree.last_event > self._idle_seconds]
+        if not given_up and (len(self._trees) > self._max_runs or self._bytes > self._max_bytes):
+            given_up = running[: max(1, len(running) // 10)]  # a tenth at once, so that the scan pays
+        self.evicted += len(given_up)
+        return given_up
 
 
 open_runs: Final = OpenRuns()  # of this process

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from ragblame.errors import RagblameError
-from ragblame.records import Trace
-from ragblame.traces import trace_from_json, trace_to_json
+from ragblame.records import Json, Trace
+from ragblame.traces import clean_text, trace_from_json, trace_to_json
 
 if sys.platform != "win32":
     import fcntl
@@ -61,7 +61,10 @@ class Spool:
             room = self.max_bytes - self._used()
             records = []
             for trace in traces:
-                record = _encode(trace)
+                try:
+                    record = _encode(trace_to_json(trace))
+                except RagblameError:
+                    continue  # it could not be stored later either
                 if len(record) > room:
                     break
                 room -= len(record)
@@ -73,7 +76,11 @@ class Spool:
     def refuse(self, trace: Trace, reason: str) -> None:
         """Keep a trace that PostgreSQL will never take, out of the way of the others, with the reason."""
         with self.lock:
-            record = _encode(trace, reason)
+            try:
+                value = trace_to_json(trace)
+            except RagblameError:
+                value = {"id": str(trace.id), "question": clean_text(trace.question)}
+            record = _encode({"refused": clean_text(reason), "trace": value})
             if len(record) <= self.max_bytes - self._used():
                 self._write(record, suffix=".refused")
 
@@ -216,10 +223,7 @@ def inspect_spool(folder: Path) -> SpoolState:
     )
 
 
-def _encode(trace: Trace, reason: str | None = None) -> bytes:
-    value = trace_to_json(trace)
-    if reason is not None:
-        value = {"refused": reason, "trace": value}
+def _encode(value: Mapping[str, Json]) -> bytes:
     body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     return HEADER.pack(len(body), zlib.crc32(body)) + body
 

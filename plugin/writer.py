@@ -6,6 +6,7 @@ for a growing while, so that an outage costs neither log floods nor a connection
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import psycopg
@@ -44,7 +45,6 @@ class Writer:
         self._used = 0.0  # monotonic seconds of the last use of the connection
         self._rest = 0.0  # length of the current rest
         self._rests_until = 0.0
-        self._counted: dict[str, int] = {}
         self._looks_at = (
             0.0  # when to look at the spool again; at once: earlier processes may have left files
         )
@@ -108,13 +108,11 @@ class Writer:
 
     def save_counts(self) -> None:
         """Add what was lost or refused since the last time to the spool folder's totals."""
-        kept = ("spooled", "replayed", "dropped", "refused", "capture_faults", "evicted_runs")
-        current = {name: count for name, count in counters.snapshot().items() if name in kept}
-        news = {name: count - self._counted.get(name, 0) for name, count in current.items()}
-        if any(news.values()):
+        news = {name: count for name, count in counters.unsaved().items() if name != "written"}
+        if news:
             try:
                 self.spool.add_counts(news)
-                self._counted = current
+                counters.mark_saved(news)
             except OSError as error:
                 counters.warn("spool", f"the spool {self.spool.folder} cannot be written ({error})")
 
@@ -136,7 +134,8 @@ class Writer:
                 except Exception as error:
                     counters.add("refused")
                     counters.warn("refused", f"{error}; trace {trace.id} is kept in {self.spool.folder}")
-                    self.spool.refuse(trace, str(error))
+                    with suppress(OSError):  # it is counted and named already
+                        self.spool.refuse(trace, str(error))
 
     def _transact(self, traces: Sequence[Trace]) -> int:
         while True:

@@ -627,7 +627,7 @@ def test_open_runs_are_bounded_by_count_bytes_and_age() -> None:
     ids = [uuid.uuid4() for _ in range(30)]
     for run_id in ids:
         runs.start(run_id, None, 1)
-        for tree in list(runs.overdue()):
+        for tree in runs.overdue():
             runs.seal(tree)
     assert len(runs) <= 11
     assert runs.find(ids[0]) is None
@@ -638,14 +638,14 @@ def test_open_runs_are_bounded_by_count_bytes_and_age() -> None:
     large, _ = heavy.start(uuid.uuid4(), None, 1)
     assert large is not None
     heavy.hold(large, "x" * 2_000)
-    assert list(heavy.overdue()) == [large]
+    assert heavy.overdue() == [large]
     heavy.seal(large)
     heavy.hold(large, "late text is not held")
-    assert list(heavy.overdue()) == []
+    assert heavy.overdue() == []
 
     old = OpenRuns(idle_seconds=0.0)
     idle, _ = old.start(uuid.uuid4(), None, 1)
-    assert list(old.overdue()) == [idle]
+    assert old.overdue() == [idle]
 
 
 def test_late_children_of_a_finished_tree_are_ignored() -> None:
