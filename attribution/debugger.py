@@ -228,7 +228,8 @@ class _Run:
             row = self.scorer.score(layout, [layout.full_mask])[0]
             measured.fitness = check_fitness(layout, row)
         except (AlignmentError, ModelError) as error:
-            measured.notes.append(f"The scorer was not used, so the verdicts rest on the text alone: {error}")
+            measured.fitness = Fitness(is_fit=False, reason=f"The scorer cannot read this answer: {error}.")
+            measured.notes.append("The scorer was not used, so the verdicts rest on the text alone.")
             return measured
         if not measured.fitness.is_fit:
             measured.notes.append(

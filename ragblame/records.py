@@ -196,8 +196,9 @@ class Fitness:
     """Can this scorer explain the recorded answer at all?"""
 
     is_fit: bool
-    answer_nats: float  # mean log-probability per answer token, all chunks present (<= 0)
-    unigram_nats: float  # the same under a unigram guess over the scorer's own tokens (<= 0)
+    # mean log-probability per answer token with all chunks present (<= 0); None: the scorer cannot read it
+    answer_nats: float | None = None
+    unigram_nats: float | None = None  # the same under a unigram guess over the scorer's own tokens
     reason: str  # one sentence for the screen
 
 

@@ -115,8 +115,8 @@ def fitness_to_json(fitness: Fitness | None) -> str | None:
     return json.dumps(
         {
             "is_fit": fitness.is_fit,
-            "answer_nats": repr(float(fitness.answer_nats)),
-            "unigram_nats": repr(float(fitness.unigram_nats)),
+            "answer_nats": _nats_text(fitness.answer_nats),
+            "unigram_nats": _nats_text(fitness.unigram_nats),
             "reason": fitness.reason,
         }
     )
@@ -128,10 +128,18 @@ def fitness_from_json(value: dict[str, Any] | None) -> Fitness | None:
         return None
     return Fitness(
         is_fit=value["is_fit"],
-        answer_nats=float(value["answer_nats"]),
-        unigram_nats=float(value["unigram_nats"]),
+        answer_nats=_nats(value["answer_nats"]),
+        unigram_nats=_nats(value["unigram_nats"]),
         reason=value["reason"],
     )
+
+
+def _nats_text(value: float | None) -> str | None:
+    return None if value is None else repr(float(value))
+
+
+def _nats(text: str | None) -> float | None:
+    return None if text is None else float(text)
 
 
 def _read_parts(rows: Rows, with_heats: bool) -> dict[str, Any]:
