@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import pairwise
 
@@ -25,6 +26,7 @@ _TITLES = frozenset(
         *("pope", "emperor", "minister", "judge", "justice", "coach"),
     )
 )
+ALIKE = 0.9  # two words from this similarity on are one word misspelt
 SUBJECT_WORDS = 8  # a sentence names its subject within so many words, or not at all
 MAX_SHARED = 400  # sentences that may hold a word before it says nothing about where to look
 
@@ -39,6 +41,7 @@ class Entity:
 
     @property
     def stems(self) -> frozenset[str]:
+        """All of its words."""
         return frozenset(self.names) if self.head is None else frozenset((*self.names, self.head))
 
     def is_rival(self, other: "Entity") -> bool:
@@ -51,7 +54,17 @@ class Entity:
             len(self.names) == len(other.names) > 1
             and self.names != other.names
             and not _TITLES & (set(self.names) ^ set(other.names))
+            and not _is_misspelt(self.names, other.names)
         )
+
+
+def _is_misspelt(left: Sequence[str], right: Sequence[str]) -> bool:
+    """Whether two names differ by a letter or so: "Maastrich" is "Maastricht", "srv1" is not "srv2"."""
+    return all(
+        mine == theirs
+        or (mine.isalpha() and theirs.isalpha() and SequenceMatcher(None, mine, theirs).ratio() >= ALIKE)
+        for mine, theirs in zip(left, right, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)

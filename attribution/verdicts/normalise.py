@@ -40,9 +40,7 @@ META_WORDS = _table("""
     information mention mentioned mentions note passage passages provide provided provides question
     response sure text following here's hope help helps please summary overall conclusion
 """)
-NEGATIONS = _table(
-    "no not never none neither nor nothing nobody nowhere without cannot unable lacks lack fails"
-)
+NEGATIONS = _table("no not never none neither nor nothing nobody nowhere cannot")
 PERSONAL_PRONOUNS = _table("it its it's he his she her they their them")
 _SUFFIXES = (
     ("ational", "ate"), ("ization", "ize"), ("isation", "ize"), ("ingly", ""), ("edly", ""), ("ments", ""),
@@ -88,8 +86,6 @@ def fold(text: str) -> str:
 @lru_cache(maxsize=65_536)
 def stem(folded: str) -> str:
     """A light, consistent stem: plural, tense and a few derivations; never shorter than three letters."""
-    if folded.endswith("'s"):
-        folded = folded[:-2]
     if len(folded) < 4 or not folded.isalpha():
         return folded
     for suffix, other in _SUFFIXES:
@@ -112,6 +108,8 @@ def words(text: str) -> list[Word]:
             found.extend(_pairs(surface, match.start()))
             continue
         folded = fold(surface) or surface
+        if folded.endswith("'s"):
+            folded = folded[:-2]
         found.append(Word(surface, folded, stem(folded), match.start(), match.end()))
     return found
 

@@ -71,8 +71,8 @@ _UNIT = "|".join(re.escape(name) for name in sorted(_UNITS, key=len, reverse=Tru
 _PATTERN = re.compile(
     rf"""
       (?P<iso>\b\d{{4}}-\d{{2}}(?:-\d{{2}})?\b(?![-.]\d))
-    | (?P<day_month>\b\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}(?:,?\s+\d{{4}})?\b)
-    | (?P<month_day>\b{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s+\d{{4}})?\b(?![:.]\d))
+    | (?P<day_month>\b\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}(?:\s?,?\s+\d{{4}})?\b)
+    | (?P<month_day>\b{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:\s?,?\s+\d{{4}})?\b(?![:.]\d))
     | (?P<month_year>\b{_MONTH},?\s+(?:of\s+)?\d{{4}}\b)
     | (?P<slash>\b\d{{1,2}}(?:[/.]\d{{1,2}}[/.](?:\d{{4}}|\d{{2}})|-\d{{1,2}}-\d{{4}})\b)
     | (?P<clock>\b(?:\d{{1,2}}:\d{{2}}(?::\d{{2}})?(?:\s*[ap]\.?m\b\.?)?|\d{{1,2}}\s*[ap]\.?m\b\.?))
