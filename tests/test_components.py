@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -175,13 +176,9 @@ def test_finding_says_what_it_rests_on(index: int) -> None:
 
 def test_no_scorer_is_said() -> None:
     """Without any scorer the page says that only the text was checked."""
-    explanation = explain(Case(**{**_fields(CASES[0]), "scorer": None, "fitness": None}))
+    explanation = explain(replace(CASES[0], scorer=None, fitness=None))
     (node,) = cautions(explanation, explanation.verdicts[0].basis)
     assert "only the text was checked" in text_of(node)
-
-
-def _fields(case: Case) -> dict[str, object]:
-    return {name: getattr(case, name) for name in case.__dataclass_fields__}
 
 
 @pytest.mark.parametrize("index", INDICES)
@@ -296,7 +293,7 @@ def test_waterfall_ends_at_v_all(index: int) -> None:
             assert step["end"] == pytest.approx(following["start"])
         assert steps[-1]["end"] == attribution.v_all
         assert "the parts sum to the total" in waterfall_sum(page, span.index)
-        assert waterfall(steps).to_dict()["layer"]
+        assert len(waterfall(steps)["layer"]) == 3
 
 
 def test_heat_map_is_symmetric_about_zero() -> None:
@@ -304,7 +301,7 @@ def test_heat_map_is_symmetric_about_zero() -> None:
     page = page_of(example_explanations()[0])
     cells = heat_cells(page, 0)
     assert len(cells) == 3 * 4
-    layers = heat_map(cells).to_dict()["layer"]
+    layers = heat_map(cells)["layer"]
     (domain,) = [
         layer["encoding"]["color"]["scale"]["domain"]
         for layer in layers

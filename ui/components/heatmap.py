@@ -6,12 +6,16 @@ every computed cell shows its number, and cells that were not computed are grey 
 
 from typing import Any
 
-import altair as alt
-
 from ragblame.records import Method, VerdictKind
 from ragblame.ui.components.chunks import prompt_order
 from ragblame.ui.components.nodes import Node, el
-from ragblame.ui.components.palette import theme_colours
+from ragblame.ui.components.palette import (
+    HEAT_ENDS,
+    distinct,
+    quiet_axis,
+    theme_colours,
+    theme_name,
+)
 from ragblame.ui.components.wording import VERDICT_LETTER, cut, nats, source_of
 from ragblame.ui.reads import RELIED
 from ragblame.ui.reads_trace import TracePage
@@ -60,56 +64,62 @@ def heat_cells(
     return cells
 
 
-def heat_map(cells: list[dict[str, Any]]) -> alt.LayerChart | alt.FacetChart:
-    """The chart of ``heat_cells``."""
+def heat_map(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """The chart of ``heat_cells`` as a Vega-Lite specification."""
     colours = theme_colours()
     bound = max((abs(cell["share"]) for cell in cells if cell["share"] is not None), default=0.0)
     bound = max(bound, RELIED)  # shares far below a nat stay pale
-    base = alt.Chart(alt.InlineData(values=cells)).encode(
-        x=alt.X(
-            "chunk:N",
-            sort=alt.EncodingSortField("place"),
-            title=None,
-            axis=quiet_axis(orient="top", labelAngle=0, labelLimit=150),
-        ),
-        y=alt.Y(
-            "span:N",
-            sort=alt.EncodingSortField("row"),
-            title=None,
-            axis=alt.Axis(
-                labelLimit=230, labelOverlap=False, labelColor=colours["textColor"], domain=False, ticks=False
-            ),
-        ),
-    )
-    scale = alt.Scale(
-        domain=[-bound, 0, bound],
-        range=[colours["orangeColor"], colours["secondaryBackgroundColor"], colours["blueColor"]],
-        clamp=True,
-        interpolate="rgb",
-    )
-    known = alt.datum.share != None  # noqa: E711 - a Vega expression, not a Python comparison
-    cell = base.mark_rect(cornerRadius=3, stroke=colours["backgroundColor"], strokeWidth=2)
-    computed = cell.transform_filter(known).encode(
-        color=alt.Color("share:Q", scale=scale, legend=None),
-        tooltip=[
-            alt.Tooltip("span:N", title="span"),
-            alt.Tooltip("chunk:N", title="chunk"),
-            alt.Tooltip("share:Q", title="share (nats)", format="+.3f"),
+    against, spoke_for = HEAT_ENDS[theme_name()]
+    cell = {"type": "rect", "cornerRadius": 3, "stroke": colours["backgroundColor"], "strokeWidth": 2}
+    scale = {
+        "domain": [-bound, 0, bound],
+        "range": [against, colours["secondaryBackgroundColor"], spoke_for],
+        "clamp": True,
+        "interpolate": "rgb",
+    }
+    return {
+        "data": {"values": cells},
+        "height": {"step": 30},
+        "encoding": {
+            "x": {
+                "field": "chunk",
+                "type": "nominal",
+                "sort": {"field": "place"},
+                "title": None,
+                "axis": quiet_axis(orient="top", labelAngle=0, labelLimit=150, labelFlush=False),
+            },
+            "y": {
+                "field": "span",
+                "type": "nominal",
+                "sort": {"field": "row"},
+                "title": None,
+                "axis": quiet_axis(labelLimit=230),
+            },
+        },
+        "layer": [
+            {
+                "mark": cell,
+                "transform": [{"filter": "datum.share === null"}],
+                "encoding": {"color": {"value": colours["grayBackgroundColor"]}},
+            },
+            {
+                "mark": cell,
+                "transform": [{"filter": "datum.share !== null"}],
+                "encoding": {
+                    "color": {"field": "share", "type": "quantitative", "scale": scale, "legend": None},
+                    "tooltip": [
+                        {"field": "span", "type": "nominal", "title": "span"},
+                        {"field": "chunk", "type": "nominal", "title": "chunk"},
+                        {"field": "share", "type": "quantitative", "title": "nats", "format": "+.3f"},
+                    ],
+                },
+            },
+            {
+                "mark": {"type": "text", "fontSize": 12, "color": colours["textColor"]},
+                "encoding": {"text": {"field": "shown", "type": "nominal"}},
+            },
         ],
-    )
-    missing = cell.transform_filter(alt.datum.share == None).encode(  # noqa: E711
-        color=alt.value(colours["grayBackgroundColor"])
-    )
-    number = base.mark_text(fontSize=12).encode(
-        text="shown:N",
-        color=alt.condition(
-            f"datum.share != null && abs(datum.share) > {0.62 * bound!r}",
-            alt.value("#0b0f14" if colours["backgroundColor"] != "#ffffff" else "#ffffff"),
-            alt.value(colours["textColor"]),
-        ),
-    )
-    rows = len({entry["row"] for entry in cells})
-    return alt.layer(missing, computed, number).properties(height=alt.Step(30) if rows else 60)
+    }
 
 
 def heat_table(cells: list[dict[str, Any]]) -> Node:
@@ -129,17 +139,6 @@ def heat_table(cells: list[dict[str, Any]]) -> Node:
         for entries in rows.values()
     ]
     return el("table", "", el("thead", "", head), el("tbody", "", *body))
-
-
-def quiet_axis(**options: Any) -> alt.Axis:
-    """An axis of names: every name, no lines."""
-    colour = theme_colours()["textColor"]
-    return alt.Axis(labelOverlap=False, labelColor=colour, domain=False, ticks=False, **options)
-
-
-def distinct(label: str, number: int) -> str:
-    """The label with ``number`` invisible marks: equal words of two spans must not share a row."""
-    return label + "\u200b" * number
 
 
 def _plain(label: str) -> str:

@@ -2,12 +2,9 @@
 
 from typing import Any
 
-import altair as alt
-
 from ragblame.records import Method
 from ragblame.ui.components.chunks import prompt_order
-from ragblame.ui.components.heatmap import distinct
-from ragblame.ui.components.palette import theme_colours
+from ragblame.ui.components.palette import distinct, quiet_axis, theme_colours
 from ragblame.ui.components.wording import cut, nats, source_of
 from ragblame.ui.reads_trace import TracePage
 
@@ -58,53 +55,53 @@ def waterfall_sum(page: TracePage, span: int) -> str:
     )
 
 
-def waterfall(steps: list[dict[str, Any]]) -> alt.LayerChart | alt.FacetChart:
-    """The chart of ``waterfall_steps``."""
+def waterfall(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """The chart of ``waterfall_steps`` as a Vega-Lite specification."""
     colours = theme_colours()
     ends = [value for step in steps for value in (step["start"], step["end"])]
-    quiet = colours["grayTextColor"]
     margin = 0.12 * ((max(ends) - min(ends)) or 1.0)
-    base = alt.Chart(alt.InlineData(values=steps)).encode(
-        y=alt.Y(
-            "label:N",
-            sort=alt.EncodingSortField("order"),
-            title=None,
-            axis=alt.Axis(
-                labelLimit=230, labelOverlap=False, labelColor=colours["textColor"], domain=False, ticks=False
-            ),
-        )
-    )
-    scale = alt.Scale(domain=[min(ends) - margin, max(ends) + margin], nice=False, zero=False)
-    x = alt.X(
-        "start:Q",
-        scale=scale,
-        title="log-probability of the span (nats)",
-        axis=alt.Axis(tickCount=6, grid=False, labelColor=quiet, titleColor=quiet),
-    )
-    bars = (
-        base.transform_filter(alt.datum.kind != "end")
-        .mark_bar(height=14, cornerRadius=2)
-        .encode(
-            x=x,
-            x2="end:Q",
-            color=alt.Color(
-                "kind:N",
-                scale=alt.Scale(
-                    domain=["for", "against"], range=[colours["blueColor"], colours["orangeColor"]]
-                ),
-                legend=None,
-            ),
-        )
-    )
-    ticks = (
-        base.transform_filter(alt.datum.kind == "end")
-        .mark_tick(thickness=3, size=20, color=colours["textColor"])
-        .encode(x=x)
-    )
-    numbers = base.mark_text(align="left", dx=6, fontSize=12, color=colours["textColor"]).encode(
-        x=alt.X("right:Q", scale=scale), text="shown:N"
-    )
-    return alt.layer(bars, ticks, numbers).properties(height=alt.Step(28))
+    quiet = colours["grayTextColor"]
+    x = {
+        "type": "quantitative",
+        "scale": {"domain": [min(ends) - margin, max(ends) + margin], "nice": False, "zero": False},
+        "title": "log-probability of the span (nats)",
+        "axis": {"tickCount": 6, "grid": False, "labelColor": quiet, "titleColor": quiet},
+    }
+    kinds = {"domain": ["for", "against"], "range": [colours["blueColor"], colours["orangeColor"]]}
+    text = {"type": "text", "align": "left", "dx": 6, "fontSize": 12, "color": colours["textColor"]}
+    return {
+        "data": {"values": steps},
+        "height": {"step": 28},
+        "encoding": {
+            "y": {
+                "field": "label",
+                "type": "nominal",
+                "sort": {"field": "order"},
+                "title": None,
+                "axis": quiet_axis(labelLimit=230),
+            }
+        },
+        "layer": [
+            {
+                "mark": {"type": "bar", "height": 14, "cornerRadius": 2},
+                "transform": [{"filter": "datum.kind !== 'end'"}],
+                "encoding": {
+                    "x": {"field": "start", **x},
+                    "x2": {"field": "end"},
+                    "color": {"field": "kind", "type": "nominal", "scale": kinds, "legend": None},
+                },
+            },
+            {
+                "mark": {"type": "tick", "thickness": 3, "size": 20, "color": colours["textColor"]},
+                "transform": [{"filter": "datum.kind === 'end'"}],
+                "encoding": {"x": {"field": "start", **x}},
+            },
+            {
+                "mark": text,
+                "encoding": {"x": {"field": "right", **x}, "text": {"field": "shown", "type": "nominal"}},
+            },
+        ],
+    }
 
 
 def _step(label: str, start: float, end: float, kind: str, shown: str) -> dict[str, Any]:

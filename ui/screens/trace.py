@@ -189,13 +189,13 @@ def _show_why(page: TracePage, span: Span | None) -> None:
         steps = waterfall_steps(page, span.index)
         draw([el("span", "label", "From no documents to all of them")], key="fall label")
         if steps:
-            st.altair_chart(waterfall(steps), key="waterfall", alt=waterfall_sum(page, span.index))
+            st.vega_lite_chart(spec=waterfall(steps), key="waterfall", alt=waterfall_sum(page, span.index))
             draw([el("p", "quiet", waterfall_sum(page, span.index))], key="fall sum")
     with heat:
         cells = heat_cells(page, span.index)
         draw([el("span", "label", "Which chunk made which words likelier (nats)")], key="heat label")
-        st.altair_chart(
-            heat_map(cells), key="heat map", alt="Shares of spans and chunks; see the table in Numbers"
+        st.vega_lite_chart(
+            spec=heat_map(cells), key="heat map", alt="Shares of spans and chunks; see the table in Numbers"
         )
     if page.explanation.notes:
         draw([el("p", "quiet untrusted", note) for note in page.explanation.notes], key="notes")
