@@ -6,17 +6,18 @@ spool.
 """
 
 import atexit
-import os
 import queue
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ragblame.plugin.assembly import Limits, assemble
 from ragblame.plugin.counters import counters
+from ragblame.plugin.forking import fork_guard
 from ragblame.plugin.run_tree import RunTree, open_runs
 from ragblame.records import Trace
 
@@ -123,7 +124,7 @@ class Recorder:
 
     def _run(self) -> None:
         """The thread: take, assemble, write; a fault costs the batch it is in, never the thread."""
-        with _import_guard:
+        with fork_guard.imports:
             self._writer = writer = self._make_writer()
         marks: list[_Flush] = []
         waiting: list[RunTree] = []  # whose models have not ended yet
@@ -217,6 +218,8 @@ class Recorder:
             return Writer(None)
         self._max_traces, self._max_bytes = settings.queue_max_traces, settings.queue_max_bytes
         self.flush_seconds = settings.flush_timeout
+        if settings.database_url is None:
+            import_module("ragblame.postgres")  # now, under the guard against forks
         return Writer(settings)
 
     def _rescue(self) -> None:
@@ -299,29 +302,13 @@ def _register_exit() -> None:
         util.Finalize(None, _at_exit, exitpriority=100)
 
 
-def _before_fork() -> None:
-    # A fork while our thread imports psycopg would leave the child a module lock that nobody ever releases.
-    _import_guard.acquire(timeout=10.0)
-
-
-def _after_fork_in_parent() -> None:
-    if _import_guard.locked():
-        _import_guard.release()
-
-
-def _after_fork_in_child() -> None:
-    global _import_guard
-    _import_guard = threading.Lock()
+def _after_fork() -> None:
     counters.after_fork()
     open_runs.after_fork()
     _current.after_fork()
 
 
 _current = Recorder()
-_import_guard = threading.Lock()
 _parents_writers: list[object] = []
 atexit.register(_at_exit)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-    )
+fork_guard.run_in_child(_after_fork)
