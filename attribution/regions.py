@@ -23,10 +23,10 @@ _NOUN = (
     r"|evidence|text|page)"
 )
 _NUMBERED = (
-    rf"(?:{_NOUN}\s*[#№]?\s*[\[(]?\d{{1,4}}[\])]?(?:[ \t]*\([^()\n]{{0,200}}\))?[ \t]*[:.)\]–—-]*[ \t]*"
+    rf"(?:[\[(]?{_NOUN}\s*[#№]?\s*[\[(]?\d{{1,4}}[\])]?(?:[ \t]*\([^()\n]{{0,200}}\))?[ \t]*[:.)\]–—-]*[ \t]*"
     r"|[\[(<]\#?\d{1,4}[\])>][.:]?[ \t]*)"
 )
-_TAG = rf"<(?P<tag>{_NOUN})\b[^<>\n]{{0,200}}>[ \t]*"
+_TAG = r"<(?P<tag>document|doc|chunk|passage|source|excerpt|snippet|result|article)\b[^<>\n]{0,200}>[ \t]*"
 _LINE_LABEL = re.compile(
     rf"[ \t]*(?:(?:[-*+•‣▪–—]+[ \t]+|\d{{1,4}}[.):][ \t]*|{_NUMBERED})+|{_TAG})", re.IGNORECASE
 )

@@ -131,6 +131,39 @@ def test_empty_context_at_the_end_of_a_message_leaves_no_empty_line() -> None:
     assert layout.prompt_text(0) == expected
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("- ", ""),
+        ("* ", ""),
+        ("[1] ", ""),
+        ("(1) ", ""),
+        ("1. ", ""),
+        ("- [1]: ", ""),
+        ("passage 1:", ""),
+        ("Document 1 (runbook.md): ", ""),
+        ("[Source 12]: ", ""),
+        ("Document 1:\n", ""),
+        ("[7]\n", ""),
+        ('<document index="1">\n', "\n</document>"),
+        ("<doc>", "</doc>"),
+    ],
+)
+def test_label_of_a_single_chunk_goes_with_it(before: str, after: str) -> None:
+    """One chunk shows no repetition, so its label is known by its form; its line goes whole."""
+    layout = plain_layout(["Use this:\n", before, 0, after, "\nQuestion: x"], ["one fact"], tiny_tokenizer())
+    assert layout.prompt_text(0) == "Use this:\nQuestion: x"
+
+
+@pytest.mark.parametrize(
+    "before", ["Since version 3 ", "See the page: ", "It is 1.5 - ", "<b>", "\n<context>\n"]
+)
+def test_words_before_a_single_chunk_stay(before: str) -> None:
+    """What only resembles a label is an instruction: it is never removed."""
+    layout = plain_layout(["Read. ", before, 0, "\nQuestion: x"], ["one fact"], tiny_tokenizer())
+    assert layout.prompt_text(0).startswith("Read. " + before.rstrip("\n"))
+
+
 def test_unnumbered_label_of_a_single_chunk_is_an_instruction() -> None:
     """ "Context:" before the only chunk stays when the chunk goes."""
     layout = plain_layout(["Be brief. Context: ", 0, "\nQuestion: x"], ["one fact"], tiny_tokenizer())
