@@ -235,8 +235,9 @@ def test_words_of_a_whole_corpus_select_nothing(
 
 def test_an_option_in_a_question_is_no_negation(connection: Conn, model: EmbeddingModel) -> None:
     """websearch_to_tsquery reads --force as "without force"; a question about it means the opposite."""
-    store(connection, model, ENTRIES)
-    for question in ("--force", "ledgerctl --force", "what does ledgerctl -force do"):
+    other = ("Does ledgerctl do what it should?", [0.0, 0.0, 0.1, 1.0])
+    store(connection, model, [*ENTRIES, other])  # which is all of the question, without force
+    for question in ("--force", "ledgerctl --force", "ledgerctl -force", "ledgerctl –force"):
         hits = search(connection, question, [0.0, 0.0, 0.0, 1.0], model)
         assert [hit.text for hit in hits if hit.text_rank == 1] == [ENTRIES[0][0]]
 
