@@ -297,6 +297,12 @@ class Explanation:
     notes: tuple[str, ...] = ()  # what could not be computed and why, one sentence each
     cost: Cost = field(default_factory=Cost)
 
+    def _repr_html_(self) -> str:
+        """How a notebook shows it: self-contained HTML, every text escaped."""
+        from ragblame.notebook import render
+
+        return render(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Review:

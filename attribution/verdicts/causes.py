@@ -45,6 +45,7 @@ class _Case:
     finding: Finding
     decision: Decision
     influence: Influence | None
+    tau: float  # nats
 
     @property
     def state(self) -> SupportState:
@@ -69,7 +70,7 @@ def judge(
     thresholds: Thresholds,
 ) -> Verdict:
     """The verdict on one span with its cause, the sentence for the screen, the usual fix and the severity."""
-    case = _Case(trace, span, finding, decision, influence)
+    case = _Case(trace, span, finding, decision, influence, thresholds.tau_nats)
     found = list(dict.fromkeys(_causes(case)))
     cause = found[0] if found else None
     is_open = cause in (Cause.CAPTURE_INCOMPLETE, Cause.UNDETERMINED)
@@ -111,6 +112,8 @@ def _causes(case: _Case) -> Iterator[Cause]:
                 yield Cause.BORROWED
         if state is SupportState.CONTRADICTED or case.decision.is_used:
             yield Cause.DISTORTION
+    if case.is_unsupported and _is_pulled(case):
+        yield Cause.BORROWED
     if state is SupportState.CONTRADICTED and case.decision.is_used is False:
         yield Cause.MEMORY_OVERRIDE
     if case.decision.is_wrong_source:
@@ -119,6 +122,14 @@ def _causes(case: _Case) -> Iterator[Cause]:
         yield Cause.NO_EVIDENCE_IN_PROMPT
         if finding.borrowed_from and case.decision.is_used is False:
             yield Cause.BORROWED
+
+
+def _is_pulled(case: _Case) -> bool:
+    """Whether a chunk about another subject argues for the span, even where others outweigh it."""
+    if case.influence is None:
+        return False
+    shares = case.influence.shares
+    return any(shares[position] > case.tau for position in case.finding.borrowed_from)
 
 
 def _severity(case: _Case, cause: Cause | None) -> float:
