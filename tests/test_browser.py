@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Dialog, Page, expect
 from psycopg import sql
 
 from ragblame import database
@@ -84,7 +84,7 @@ def own_copy(shared_url: str, index: int = 1) -> UUID:
 
 
 def test_from_the_queue_to_a_stored_verdict(page: Page, address: str, shared_url: str) -> None:
-    """Open the queue and a trace, click a span, see its chunk shares, give a verdict, find it in the database."""
+    """Open the queue and a trace, click a span, see its chunk shares, give a verdict, find it stored."""
     trace_id = own_copy(shared_url)
     visit(page, address)
     row = page.locator(f'a.row[data-pick="{trace_id}/0"]')
@@ -100,6 +100,7 @@ def test_from_the_queue_to_a_stored_verdict(page: Page, address: str, shared_url
     expect(page.locator(".card").first).to_contain_text("+7.30 nats")
     expect(page.locator(".finding")).to_contain_text("“the north cluster”")
     page.locator("mark.span", has_text="8080").click()
+    expect(page.locator(".finding")).to_contain_text("“8080”")
     settle(page)
     page.get_by_label("Note").fill("checked with the owner")
     page.get_by_role("button", name=re.compile("^Fabricated")).click()
@@ -131,6 +132,7 @@ def test_everything_works_from_the_keyboard(page: Page, address: str, shared_url
     span.focus()
     page.keyboard.press("Enter")
     page.wait_for_url(re.compile("span=1"))
+    expect(page.locator(".finding")).to_contain_text("“the north cluster”")
     settle(page)
     expect(page.locator("mark.span").nth(1)).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("Escape")
@@ -147,7 +149,12 @@ def test_everything_works_from_the_keyboard(page: Page, address: str, shared_url
 def test_hostile_text_does_nothing(page: Page, address: str, shared_url: str) -> None:
     """A trace full of payloads is text on every tab: nothing runs, nothing is fetched, nothing restyled."""
     dialogs: list[str] = []
-    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+
+    def dismiss(dialog: Dialog) -> None:
+        dialogs.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("dialog", dismiss)
     explanation = hostile_explanation()
     with database.connect(shared_url) as conn:
         trace_id = store_explanation(conn, explanation)
@@ -256,11 +263,24 @@ def test_waiting_trace_updates_by_itself(page: Page, address: str, shared_url: s
     expect(page.locator(".finding .cause")).to_contain_text("chunk 1 says 14 days", timeout=30_000)
 
 
+def test_new_spans_are_announced(page: Page, address: str, shared_url: str) -> None:
+    """What is flagged while the queue is open is announced, and shown when asked for: rows never jump."""
+    visit(page, address)
+    before = page.locator("a.row").count()
+    trace_id = own_copy(shared_url, 0)
+    button = page.get_by_role("button", name=re.compile("^Show"))
+    expect(button).to_be_visible(timeout=30_000)
+    assert page.locator("a.row").count() == before
+    page.keyboard.press("u")
+    expect(page.locator(f'a.row[data-pick="{trace_id}/0"]')).to_be_visible()
+    expect(button).to_have_count(0)
+
+
 def test_both_themes_draw_the_same(browser: Browser, address: str, ids: dict[str, UUID]) -> None:
     """The dark theme has a dark page and light words; the text is the same."""
     texts = []
     for theme in ("light", "dark"):
-        page = new_page(browser, theme)  # type: ignore[arg-type]
+        page = new_page(browser, theme)
         visit(page, f"{address}/trace?id={ids['How long does the kestre']}")
         texts.append(page.locator(".finding").inner_text())
         colour = page.evaluate(

@@ -4,7 +4,7 @@ Two people may have the same span on their screens, so every change hands back t
 whoever comes second is told what happened and keeps the text they typed.
 """
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -155,7 +155,7 @@ def _conflict(conn: Connection[Any], trace_id: UUID, span: int) -> ReviewConflic
             "this span left the queue while you were reading: it was attributed again; reload the page"
         )
     state, assignee, updated_at, who, verdict = row
-    at = f"{updated_at:%H:%M:%S %Z}"
+    at = f"{updated_at.astimezone(UTC):%H:%M:%S} UTC"
     if who is not None:
         happened = f"{who} reviewed this span as “{verdict}” at {at}"
     elif state == "snoozed":

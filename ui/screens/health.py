@@ -121,4 +121,5 @@ def _failures(health: Health) -> Node:
     return el("ul", "", *rows)
 
 
-show()
+if __name__ == "__main__":  # Streamlit runs a page under this name
+    show()

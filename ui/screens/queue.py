@@ -20,9 +20,11 @@ from ragblame.ui.components.filters import (
 from ragblame.ui.components.nodes import draw
 from ragblame.ui.components.notices import backlog_strip, notice
 from ragblame.ui.components.rows import flagged_list, trace_list
-from ragblame.ui.reads import Cursor, Filters, as_uuid
+from ragblame.ui.components.wording import plural
+from ragblame.ui.reads import Cursor, Filters, ItemState, as_uuid
 
 C = TypeVar("C", Cursor, UUID)
+POLL_SECONDS: Final = 5
 _PAGES: Final = "pages behind"  # cursors of the pages before the one on screen
 
 
@@ -39,9 +41,8 @@ def show() -> None:
     names = chosen_filters.chosen()
     view = View.TRACES if names.get("view") == View.TRACES else View.FLAGGED
     filters = to_filters(names)
-    if (strip := backlog_strip(store.backlog())) is not None:
-        draw([strip], key="backlog")
     facets = store.facets(filters)
+    _watch(filters, facets.states.get(ItemState.OPEN, 0))
     _show_controls(names, view, list(facets.apps), list(facets.models))
     if (identity := as_uuid(filters.text)) is not None and store.is_trace(identity):
         st.switch_page("screens/trace.py", query_params={"id": str(identity)})
@@ -51,6 +52,16 @@ def show() -> None:
         _show_flagged(filters)
     else:
         _show_traces(filters)
+
+
+@st.fragment(run_every=POLL_SECONDS)
+def _watch(filters: Filters, shown: int) -> None:
+    """Keep the backlog up to date, and announce newly flagged spans without moving the rows under a hand."""
+    if (strip := backlog_strip(store.backlog())) is not None:
+        draw([strip], key="backlog")
+    more = store.facets(filters).states.get(ItemState.OPEN, 0) - shown
+    if more > 0 and st.button(f"Show {plural(more, 'new span', 'new spans')}", shortcut="u", type="primary"):
+        st.rerun()
 
 
 def _show_controls(names: dict[str, str], view: View, apps: list[str], models: list[str]) -> None:
@@ -161,4 +172,5 @@ def _explain_empty(filters: Filters) -> None:
     st.button("Clear filters", on_click=lambda: chosen_filters.keep({}))
 
 
-show()
+if __name__ == "__main__":  # Streamlit runs a page under this name
+    show()

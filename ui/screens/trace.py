@@ -229,4 +229,5 @@ def _show_raw(page: TracePage) -> None:
     st.code(text[:RAW_SIZE], language=None, wrap_lines=True, height=480)
 
 
-show()
+if __name__ == "__main__":  # Streamlit runs a page under this name
+    show()
