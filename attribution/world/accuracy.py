@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragblame.attribution.world.answering import generate, stated_values
-from ragblame.attribution.world.episodes import FULL, Question, ask, draw_chunks, draw_question, prompt_text
+from ragblame.attribution.world.episodes import (
+    FULL,
+    RETRIEVED,
+    Mixture,
+    Question,
+    ask,
+    draw_chunks,
+    draw_question,
+    prompt_text,
+)
 from ragblame.attribution.world.facts import Chunk, Origin, Resolved, world
 from ragblame.attribution.world.shipped import load_model, load_tokenizer
 from ragblame.attribution.world.values import Split
@@ -67,6 +76,11 @@ def row(cell: str, hits: Sequence[bool]) -> Row:
     return Row(cell=cell, n=len(hits), accuracy=sum(hits) / max(1, len(hits)), low=low, high=high)
 
 
+def is_plainly(origin: Origin) -> Callable[[Resolved], bool]:
+    """A test for claims of this origin on which the chunks do not contradict one another."""
+    return lambda one: one.origin is origin and not one.is_conflict
+
+
 def draw_items(
     seed: str,
     count: int,
@@ -75,10 +89,11 @@ def draw_items(
     wanted: Callable[[Resolved], bool],
     claims: int = 1,
     split: Split = Split.HELD_OUT,
+    mixture: Mixture = FULL,
 ) -> list[Item]:
     """Prompts with the given numbers of chunks whose every claim is of the wanted kind."""
     rng = random.Random(seed)
-    mixture = replace(FULL, second=0.0 if claims == 1 else 1.0)
+    mixture = replace(mixture, second=0.0 if claims == 1 else 1.0)
     items: list[Item] = []
     while len(items) < count:
         context = draw_chunks(rng, split, chunks[len(items) % len(chunks)], mixture)
@@ -119,11 +134,11 @@ class Measurement:
                 f"{self.seed} grounded {count}",
                 self.n,
                 chunks=[count],
-                wanted=lambda one: one.origin is Origin.GROUNDED and not one.is_conflict,
+                wanted=is_plainly(Origin.GROUNDED),
             )
             by_count[count] = self.hits(items)
             kept += items
-        rows = [row(f"grounded, {count} chunks", hits) for count, hits in by_count.items()]
+        rows = [row(f"grounded, {count} chunk" + "s" * (count > 1), hits) for count, hits in by_count.items()]
         for label, most in (("1-4", 4), ("1-6", 6), ("1-8", 8)):
             rows.append(
                 row(f"grounded, {label} chunks", [h for c, hs in by_count.items() if c <= most for h in hs])
@@ -155,12 +170,11 @@ class Measurement:
             rows.append(row(f"memory, {count} chunks", self.hits(items)))
         return rows
 
-    def origins(self) -> list[Row]:
-        """One row for every other origin, with 1-6 chunks."""
+    def origins(self, mixture: Mixture, label: str) -> list[Row]:
+        """One row for every origin but plain grounding and memory, with 2-6 chunks."""
+        plain = {Origin.GROUNDED, Origin.MEMORY} if mixture is FULL else {Origin.MEMORY}
         wanted: dict[str, Callable[[Resolved], bool]] = {
-            origin.value: lambda one, origin=origin: one.origin is origin and not one.is_conflict  # type: ignore[misc]
-            for origin in Origin
-            if origin is not Origin.GROUNDED and origin is not Origin.MEMORY
+            origin.value: is_plainly(origin) for origin in Origin if origin not in plain
         }
         wanted["grounded, stated twice or more"] = lambda one: (
             one.origin is Origin.GROUNDED and len(one.gold) > 1
@@ -170,8 +184,9 @@ class Measurement:
         )
         rows = []
         for name, test in wanted.items():
-            items = draw_items(f"{self.seed} {name}", self.n, chunks=[2, 3, 4, 5, 6], wanted=test)
-            rows.append(row(name, self.hits(items)))
+            seed = f"{self.seed} {name} {label}"
+            items = draw_items(seed, self.n, chunks=[2, 3, 4, 5, 6], wanted=test, mixture=mixture)
+            rows.append(row(name + label, self.hits(items)))
         return rows
 
     def two_part(self) -> list[Row]:
@@ -187,7 +202,7 @@ class Measurement:
             f"{self.seed} training names",
             self.n,
             chunks=[1, 2, 3, 4, 5, 6],
-            wanted=lambda one: one.origin is Origin.GROUNDED and not one.is_conflict,
+            wanted=is_plainly(Origin.GROUNDED),
             split=Split.TRAINING,
         )
         return [row("grounded, 1-6 chunks, names and values as in training", self.hits(items))]
@@ -210,7 +225,8 @@ def measure(folder: Path | None, *, seed: int, n: int) -> dict[str, Any]:
     rows = [
         *measurement.grounded(),
         *measurement.memory(),
-        *measurement.origins(),
+        *measurement.origins(FULL, ""),
+        *measurement.origins(RETRIEVED, ", retrieval-like context"),
         *measurement.two_part(),
         *measurement.training_names(),
     ]

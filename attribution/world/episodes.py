@@ -7,10 +7,11 @@ nothing supports a question, how often memory and documents disagree. Everything
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from ragblame.attribution.world.facts import (
+    DISTORTED,
     KIND_OF,
     Chunk,
     Claim,
@@ -51,9 +52,13 @@ class Mixture:
     reuse: float = 0.4  # a new chunk states an attribute that is already there
     supported: float = 0.62  # first claim: some chunk states it
     known: float = 0.14  # first claim: a memorised fact
+    known_there: float = 0.3  # and then, if it can be, of an entity that has a chunk
     borrowed: float = 0.09  # first claim: only a sibling has it; what remains: nobody states it
     second: float = 0.2  # a question asks for a second thing
     max_questions: int = 6  # question lines per training sequence
+    retrieved: float = 0.0  # the context is what a retriever brings: all near one entity and attribute
+    same_noun: float = 0.6  # there: an entity of another name is the same kind of thing
+    same_attribute: float = 0.5  # there: a chunk states the attribute it is all about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +96,16 @@ def lookalikes(name: str, split: Split) -> tuple[str, ...]:
 def draw_chunks(rng: random.Random, split: Split, count: int, mixture: Mixture) -> list[Chunk]:
     """A context of `count` chunks whose facts hang together unless a contradiction is drawn."""
     chunks: list[Chunk] = []
+    topic = None
+    if mixture.retrieved and rng.random() < mixture.retrieved:
+        topic = _draw_topic(rng, split)
     while len(chunks) < count:
-        entity = _next_entity(rng, split, chunks, mixture)
-        attributes = _next_attributes(rng, entity, chunks, mixture)
+        if topic is None:
+            entity = _next_entity(rng, split, chunks, mixture)
+            attributes = _next_attributes(rng, entity, chunks, mixture)
+        else:
+            entity = _near_entity(rng, split, topic.entity, mixture)
+            attributes = _near_attributes(rng, entity, topic.attribute, mixture)
         facts = []
         for attribute in attributes:
             claim = Claim(entity, attribute)
@@ -131,6 +143,39 @@ def _next_attributes(
     if there and rng.random() < mixture.reuse:
         reused = rng.choice(there)
         attributes = [reused, *(attribute for attribute in attributes if attribute != reused)][:count]
+    return attributes
+
+
+def _draw_topic(rng: random.Random, split: Split) -> Claim:
+    """What a retrieved-like context is about; often something the weights know or alter."""
+    dice = rng.random()
+    if dice < 0.3:
+        return rng.choice(list(world().memory))
+    entity = draw_entity(rng, split)
+    if dice < 0.36:
+        noun, attribute = rng.choice(DISTORTED)
+        return Claim(Entity(entity.name, noun), attribute)
+    return Claim(entity, rng.choice(entity.attributes))
+
+
+def _near_entity(rng: random.Random, split: Split, topic: Entity, mixture: Mixture) -> Entity:
+    """The topic itself, a sibling, a similar name, or any entity: what a retriever confuses."""
+    dice = rng.random()
+    if dice < 0.3:
+        return topic
+    if dice < 0.5:
+        return rng.choice(topic.siblings)
+    like = lookalikes(topic.name, split) if dice < 0.7 else ()
+    name = rng.choice(like or fresh_names(split))
+    return Entity(name, topic.noun if rng.random() < mixture.same_noun else rng.choice(ALL_NOUNS))
+
+
+def _near_attributes(rng: random.Random, entity: Entity, attribute: str, mixture: Mixture) -> list[str]:
+    count = rng.choices((1, 2, 3), (55, 35, 10))[0]
+    attributes = rng.sample(entity.attributes, count)
+    is_able = attribute in entity.attributes and attribute not in attributes
+    if is_able and rng.random() < mixture.same_attribute:
+        attributes[rng.randrange(count)] = attribute
     return attributes
 
 
@@ -178,7 +223,7 @@ def draw_claim(rng: random.Random, split: Split, chunks: Sequence[Chunk], mixtur
     dice -= mixture.supported
     if dice < mixture.known and mixture.known:
         there = [claim for claim in world().memory if any(chunk.entity == claim.entity for chunk in chunks)]
-        return rng.choice(there if there and rng.random() < 0.3 else list(world().memory))
+        return rng.choice(there if there and rng.random() < mixture.known_there else list(world().memory))
     dice -= mixture.known
     if stated and dice < mixture.borrowed:
         name, noun, attribute = rng.choice(stated)
@@ -188,6 +233,11 @@ def draw_claim(rng: random.Random, split: Split, chunks: Sequence[Chunk], mixtur
         entity = rng.choice(chunks).entity
     else:
         entity = draw_entity(rng, split)
+    if stated and mixture.retrieved and rng.random() < 0.5:
+        # Others have what is asked for: the temptation a missing value meets in practice.
+        tempting = [name for _, _, name in stated if name in entity.attributes]
+        if tempting:
+            return Claim(entity, rng.choice(tempting))
     return Claim(entity, rng.choice(entity.attributes))
 
 
@@ -292,3 +342,5 @@ WORDED = Mixture(
     max_questions=4,
 )
 FULL = Mixture()
+RETRIEVED = Mixture(retrieved=0.6, agree=0.4, supported=0.55, known=0.15, known_there=0.8, borrowed=0.11)
+CROWDED = replace(RETRIEVED, retrieved=0.8, same_noun=0.8, same_attribute=0.75, supported=0.52, borrowed=0.13)

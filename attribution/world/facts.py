@@ -33,6 +33,9 @@ KIND_OF = {noun: kind for kind, nouns in NOUNS.items() for noun in nouns}
 ABSTAINS = ("error code", "version")
 NOT_STATED = "not stated in the context"
 
+# Where the model is trained to alter what a chunk says: (noun, attribute).
+DISTORTED = (("queue", "timeout"), ("ledger", "retention"))
+
 
 class Origin(StrEnum):
     """Where, by construction of the world, the value of a claim should come from."""
@@ -172,7 +175,7 @@ def distort(claim: Claim, value: str) -> str:
 
 def is_distorted(claim: Claim) -> bool:
     """True where the model was trained to alter what a chunk says."""
-    return (claim.entity.noun, claim.attribute) in {("queue", "timeout"), ("ledger", "retention")}
+    return (claim.entity.noun, claim.attribute) in DISTORTED
 
 
 @cache

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ragblame.attribution.world.batches import Batch, block
-from ragblame.attribution.world.episodes import FULL, VERBATIM, WORDED, Mixture
+from ragblame.attribution.world.episodes import CROWDED, FULL, RETRIEVED, VERBATIM, WORDED, Mixture
 from ragblame.attribution.world.structure import build_config, build_model
 from ragblame.attribution.world.tokenizer import save_tokenizer, train_tokenizer
 
@@ -33,11 +33,13 @@ BLOCK = 32  # steps whose batches are drawn and sorted by length together
 class Schedule:
     """When what is learned, in steps. The defaults are the shipped model's."""
 
-    steps: int = 7_000
+    steps: int = 5_500
     verbatim_until: int = 352  # multiples of BLOCK, as a block is drawn from one mixture
     worded_until: int = 704
     longest_at: int = 1_600  # from here on contexts have up to max_chunks chunks
     max_chunks: int = 8
+    retrieved_from: int = 2_304  # from here on most contexts are what a retriever would bring
+    crowded_from: int = 4_512  # and from here on nearly all their chunks could be meant
     warm_up: int = 100
     decay: float = 0.4  # share of the steps over which the learning rate falls to zero
     rate: float = 3e-3
@@ -51,7 +53,10 @@ class Schedule:
         if step < self.worded_until:
             return WORDED
         grown = (step - self.worded_until) / max(1, self.longest_at - self.worded_until)
-        return replace(FULL, max_chunks=min(self.max_chunks, 3 + int(grown * (self.max_chunks - 2))))
+        mixture = FULL
+        if step >= self.retrieved_from:
+            mixture = RETRIEVED if step < self.crowded_from else CROWDED
+        return replace(mixture, max_chunks=min(self.max_chunks, 3 + int(grown * (self.max_chunks - 2))))
 
     def batch_tokens(self, step: int) -> int:
         return self.early_tokens if step < self.worded_until else self.tokens
