@@ -27,6 +27,7 @@ _SMALL = {word: value for value, word in enumerate(_UNITS_TO_TWENTY.split())} | 
     word: 10 * tens for tens, word in enumerate(_TENS.split(), 3)
 }
 _SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12, "dozen": 12.0}
+_MARKS = {"½": 0.5, "¼": 0.25, "¾": 0.75, "⅓": 1 / 3, "⅔": 2 / 3}
 _SHORT_SCALES = {"k": 1e3, "m": 1e6, "mn": 1e6, "bn": 1e9, "b": 1e9, "tn": 1e12}
 MAX_QUANTITIES = 200  # read from one text, which is a sentence: bounds the work on a page of digits
 MAX_DIGITS = 40  # a longer run of digits is compared as a code, not as a number
@@ -80,7 +81,7 @@ _PATTERN = re.compile(
     | (?P<code>(?<![\w.])[A-Za-z][A-Za-z]*+(?:[-_.]?\d+[A-Za-z]*+)+(?:[-_.][A-Za-z0-9]+)*+(?!\w)
         | (?<![\w.])\d+(?:\.\d+|-\d+){{2,}}+(?!\w))
     | (?P<decade>\b\d{{3}}0s\b)
-    | (?P<sign>(?<![\w.)\]])[-−])?(?P<money>[$€£¥₹]\s?)?(?P<low>(?<![\w.]){_DIGITS})
+    | (?P<sign>(?<![\w.)\]])[-−])?(?P<money>[$€£¥₹]\s?)?(?P<low>(?<![\w.]){_DIGITS}|(?<!\w)[½¼¾⅓⅔])
         (?P<fraction>\s?\d/\d+|/\d+(?!\d)|\s?[½¼¾⅓⅔])?
         (?P<ordinal>(?:st|nd|rd|th)\b)?
         (?:\s?(?:-|–|—|\bto\b)\s?[$€£]?(?P<high>{_DIGITS})(?![\w/]*[/:]\d))?
@@ -144,7 +145,9 @@ def _read(match: re.Match[str]) -> Quantity | None:
         minutes = _read_clock(text)
         return Quantity(text, start, end, SpanKind.DATE, "clock", minutes, minutes)
     if name in ("phone", "code") or (name == "low" and len(match["low"]) > MAX_DIGITS):
-        return quantity("code", code=re.sub(r"[\W_]", "", fold(text)))
+        # Separators between digits tell addresses and versions apart; in telephone numbers they are taste.
+        taste = r"[\W_]" if name == "phone" else r"(?<=[^\d])[-_\s]|[-_\s](?=[^\d])"
+        return quantity("code", code=re.sub(taste, "", fold(text)))
     if name == "decade":
         return quantity("decade", float(text[:-1]), float(text[:-1]), bare=float(text[:-1]))
     if name == "spelled":
@@ -189,6 +192,8 @@ def _read_number(
 
 def _read_digits(text: str) -> float:
     text = re.sub(r"\s", "", text)
+    if text in _MARKS:
+        return _MARKS[text]
     commas, dots = text.count(","), text.count(".")
     groups = re.split(r"[.,]", text)
     in_threes = len(groups) > 1 and 0 < len(groups[0]) <= 3 and all(len(group) == 3 for group in groups[1:])
@@ -203,10 +208,9 @@ def _read_digits(text: str) -> float:
 
 
 def _with_fraction(whole: float, fraction: str) -> float:
-    marks = {"½": 0.5, "¼": 0.25, "¾": 0.75, "⅓": 1 / 3, "⅔": 2 / 3}
     fraction = fraction.strip()
-    if fraction in marks:
-        return whole + marks[fraction]
+    if fraction in _MARKS:
+        return whole + _MARKS[fraction]
     over, _, under = fraction.partition("/")
     if not float(under):
         return whole
