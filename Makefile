@@ -7,7 +7,7 @@ QUESTIONS ?= 48
 # point pip at a CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL) before `make setup` to avoid that.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-slow test-browser lint format typecheck constraints train accuracy screenshot bench-capture bench-attribution clean
+.PHONY: help setup demo ui test test-slow test-browser test-wheel lint format typecheck constraints train accuracy screenshot bench-capture bench-attribution clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -43,6 +43,9 @@ test-slow: $(VENV)/.dev  ## tests longer than the suite's budget allows
 
 test-browser: $(VENV)/.dev  ## only the tests that drive Chromium
 	@$(BIN)/python -m pytest -q -m browser
+
+test-wheel: $(VENV)/.dev  ## the built wheel in an empty environment runs the demo and the page
+	@$(BIN)/python tests/wheel_install.py
 
 lint: $(VENV)/.dev  ## ruff: rules and formatting
 	@$(BIN)/ruff check .
