@@ -7,7 +7,7 @@ QUESTIONS ?= 48
 # point pip at a CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL) before `make setup` to avoid that.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-slow test-browser test-wheel lint format typecheck constraints train accuracy screenshot bench-capture bench-attribution clean
+.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot bench-capture bench-attribution clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -37,9 +37,6 @@ ui: $(VENV)/.all  ## the triage page on the configured database
 
 test: $(VENV)/.dev  ## the whole test suite, real PostgreSQL and Chromium
 	@$(BIN)/python -m pytest -q
-
-test-slow: $(VENV)/.dev  ## tests longer than the suite's budget allows
-	@$(BIN)/python -m pytest -q -m slow --override-ini 'addopts=--import-mode=importlib --strict-markers -ra'
 
 test-browser: $(VENV)/.dev  ## only the tests that drive Chromium
 	@$(BIN)/python -m pytest -q -m browser
