@@ -119,7 +119,11 @@ def explain(case: Case) -> Explanation:
         coalitions=_coalitions(case, spans, said) if is_scored and spans and case.chunks else None,
         notes=case.notes,
         cost=Cost(
-            scored_coalitions=2 ** len(case.chunks), forwards=4, backwards=3, tokens=9_216, seconds=0.84
+            scored_coalitions=2 ** min(len(case.chunks), 10),
+            forwards=4,
+            backwards=3,
+            tokens=9_216,
+            seconds=0.84,
         ),
     )
 

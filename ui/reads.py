@@ -12,11 +12,12 @@ from typing import Any, Final
 from uuid import UUID
 
 from psycopg import Connection
-from psycopg.rows import dict_row
+from psycopg.rows import DictRow, dict_row
 
 from ragblame.records import Cause, TraceStatus, VerdictKind
 from ragblame.traces import TASK
 
+LONGEST: Final = 600  # code points shown from the start of a flagged span on
 PAGE_ROWS: Final = 50
 FACET_ROWS: Final = 50_000  # newest matching spans that the counts look at; bounds their cost
 RELIED: Final = 1.0  # nats; a smaller share names no chunk as the source of a span
@@ -223,15 +224,16 @@ WITH page AS MATERIALIZED (
     ORDER BY {order} LIMIT %s)
 SELECT p.trace_id, p.span, p.severity, p.state, p.version, p.assignee, p.verdict, p.cause, p.confidence,
        t.app, t.model, t.started_at AS asked_at, left(t.question, 400) AS question,
-       substr(t.answer, s.start_at + 1, least(s.end_at - s.start_at, 400)) AS flagged,
-       substr(t.answer, greatest(s.sentence_start, s.start_at - {context}) + 1,
-              s.start_at - greatest(s.sentence_start, s.start_at - {context})) AS before,
-       substr(t.answer, s.end_at + 1, greatest(0, least(s.sentence_end, s.end_at + {context}) - s.end_at))
-              AS after,
+       s.start_at, s.end_at, w.start_at AS window_start,
+       substr(t.answer, w.start_at + 1, w.end_at - w.start_at) AS words,
        left(coalesce(c.metadata ->> 'source', c.metadata ->> 'title', c.source_id), 200) AS source
 FROM page p
 JOIN trace t ON t.id = p.trace_id
 JOIN answer_span s ON s.trace_id = p.trace_id AND s.span = p.span
+CROSS JOIN LATERAL (  -- the part of the sentence to show, cut out once: an answer may be a megabyte
+    SELECT greatest(s.sentence_start, s.start_at - {context}) AS start_at,
+           least(greatest(s.sentence_end, s.end_at), s.end_at + {context}, s.start_at + {longest})
+               AS end_at) w
 LEFT JOIN LATERAL (
     SELECT h.position FROM share h
     WHERE h.trace_id = p.trace_id AND h.span = p.span AND h.method = 'shapley' AND h.value >= {relied}
@@ -262,21 +264,28 @@ def _read_rows(
         order=order.format("i"),
         page_order=order.format("p"),
         context=CONTEXT,
+        longest=LONGEST,
         relied=RELIED,
     )
     with conn.cursor(row_factory=dict_row) as rows:
         found = rows.execute(query.encode(), [*params, limit]).fetchall()
-    return [
-        QueueRow(
-            **row
-            | {
-                "state": ItemState(row["state"]),
-                "verdict": VerdictKind(row["verdict"]),
-                "cause": None if row["cause"] is None else Cause(row["cause"]),
-            }
-        )
-        for row in found
-    ]
+    return [_queue_row(row) for row in found]
+
+
+def _queue_row(row: DictRow) -> QueueRow:
+    start, end, offset = row.pop("start_at"), row.pop("end_at"), row.pop("window_start")
+    words = row.pop("words")
+    enums = {
+        "state": ItemState(row["state"]),
+        "verdict": VerdictKind(row["verdict"]),
+        "cause": None if row["cause"] is None else Cause(row["cause"]),
+    }
+    return QueueRow(
+        before=words[: start - offset],
+        flagged=words[start - offset : end - offset],
+        after=words[end - offset :],
+        **row | enums,
+    )
 
 
 def read_queue(conn: Connection[Any], filters: Filters, after: Cursor | None = None) -> QueuePage:

@@ -58,7 +58,7 @@ def question_block(trace: Trace) -> Node:
         query = el("p", "", label, el("span", "untrusted", cut(trace.query, 2_000)))
     error = el("p", "caution untrusted", cut(trace.error, 1_000)) if trace.error else None
     start, end = window(trace.question, 0, 4_000)
-    shown = el("p", "question untrusted", trace.question[start:end], attributes={"dir": "auto"})
+    shown = el("p", "question untrusted scroll", trace.question[start:end], attributes={"dir": "auto"})
     rest = elision(len(trace.question) - end)
     return el("section", "block", el("span", "label", "Question"), shown, rest, query, error)
 
@@ -92,7 +92,7 @@ def answer_block(
         )
     if not answer:
         drawn.append(el("span", "quiet", "The answer is empty."))
-    text = el("div", "answer untrusted", *drawn, attributes={"dir": "auto"})
+    text = el("div", "answer untrusted scroll", *drawn, attributes={"dir": "auto"})
     label = el("span", "label", "Answer")
     return el("section", "block", label, elision(start), text, elision(len(answer) - end))
 
@@ -133,7 +133,7 @@ def _mark(
 ) -> Node:
     kind = verdict.verdict if verdict else VerdictKind.UNDETERMINED
     is_calm = verdict is None or not verdict.is_flagged
-    css = f"span {VERDICT_CSS[kind]}{' calm' if is_calm else ''}{' selected' if is_selected else ''}"
+    css = f"span {VERDICT_CSS[kind]}{' calm' if is_calm else ''}{' selected reveal' if is_selected else ''}"
     attributes = {"role": "button", "tabindex": "-1", "aria-hidden": "true"}
     if is_first:  # one stop for the keyboard and one voice for the screen reader per span
         cause = f", cause: {verdict.cause.value}" if verdict and verdict.cause else ""

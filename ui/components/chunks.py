@@ -10,7 +10,8 @@ from ragblame.ui.components.wording import cut, nats, source_of
 from ragblame.ui.reads import RELIED
 from ragblame.ui.reads_trace import TracePage
 
-TEXT_WINDOW = 6_000  # code points of one chunk drawn at once
+TEXT_WINDOW = 6_000  # code points of one chunk drawn at once; less when there are many chunks
+ALL_TEXT = 240_000  # code points of all chunks together
 MAX_HEATED = 5_000  # tokens of one chunk drawn with heat
 STEPS = 4  # strengths of heat besides none
 
@@ -41,6 +42,7 @@ def chunk_cards(
     known = page.shares(span, method) if span is not None else {}
     hottest = max((abs(value) for heat in heats.values() for value in heat.values), default=0.0)
     support = page.supports.get(span) if span is not None else None
+    room = max(400, min(TEXT_WINDOW, ALL_TEXT // max(1, len(page.trace.chunks))))
     cards = [
         _card(
             chunk,
@@ -49,6 +51,7 @@ def chunk_cards(
             support,
             heats.get(chunk.position),
             hottest,
+            room,
         )
         for chunk in prompt_order(page)
     ]
@@ -64,6 +67,7 @@ def _card(
     support: Support | None,
     heat: TokenHeat | None,
     hottest: float,
+    room: int,
 ) -> Node:
     is_missing = alignment is not None and alignment.state is AlignmentState.MISSING
     is_cited = support is not None and support.position == chunk.position
@@ -87,7 +91,7 @@ def _card(
         ),
         share,
         el("p", "meta untrusted", " · ".join(part for part in meta if part)),
-        _text(chunk, support if is_cited else None, heat, hottest),
+        _text(chunk, support if is_cited else None, heat, hottest, room),
         attributes={"aria-label": f"chunk {number}: {source_of(chunk)}"},
     )
 
@@ -123,12 +127,12 @@ def _share_line(known: Mapping[int, float], position: int, method: Method) -> No
     )
 
 
-def _text(chunk: Chunk, support: Support | None, heat: TokenHeat | None, hottest: float) -> Node:
+def _text(chunk: Chunk, support: Support | None, heat: TokenHeat | None, hottest: float, room: int) -> Node:
     """The chunk's words; the evidence sentence marked, token heat in five steps when it is asked for."""
     evidence = None
     if support is not None and support.evidence_start is not None and support.evidence_end is not None:
         evidence = (support.evidence_start, support.evidence_end)
-    start, end = window(chunk.text, evidence[0] if evidence else 0, TEXT_WINDOW)
+    start, end = window(chunk.text, evidence[0] if evidence else 0, room)
     marks = [(evidence[0] - start, evidence[1] - start)] if evidence else [(0, 0)]
     css: list[str] = [_evidence_css(support)]
     if heat is not None and hottest > 0 and len(heat.values) <= MAX_HEATED:
