@@ -81,7 +81,7 @@ def race(count: int, work: Callable[[int], None]) -> None:
 
     def run(number: int) -> None:
         try:
-            barrier.wait(10)
+            barrier.wait(60)
             work(number)
         except BaseException as error:
             failures.append(error)
@@ -90,7 +90,7 @@ def race(count: int, work: Callable[[int], None]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(200)
     assert not any(thread.is_alive() for thread in threads)
     if failures:
         raise failures[0]

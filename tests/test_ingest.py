@@ -339,7 +339,7 @@ def test_two_runs_at_once_end_with_one_copy(database_url: str, corpus: Path) -> 
     def work(number: int) -> None:
         try:
             with database.connect(database_url) as conn:
-                barrier.wait(10)
+                barrier.wait(60)
                 paths = files[::-1] if number % 2 else files
                 results.append(ingest_paths(conn, paths, CountingEmbeddings()))
         except BaseException as error:
@@ -349,7 +349,7 @@ def test_two_runs_at_once_end_with_one_copy(database_url: str, corpus: Path) -> 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(200)
     assert failures == []
     assert sum(result.documents for result in results) == 480
     assert all(result.documents + result.unchanged == 480 for result in results)

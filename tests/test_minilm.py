@@ -81,7 +81,7 @@ def test_threads_share_one_model(embeddings: MiniLMEmbeddings) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(200)
     assert failures == []
 
 

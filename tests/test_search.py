@@ -288,7 +288,7 @@ def test_hostile_questions_are_only_text(connection: Conn, model: EmbeddingModel
     store(connection, model, ENTRIES)
     began = time.monotonic()
     hits = search(connection, question, [1.0, 0.0, 0.0, 0.0], model, k=4)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert [hit.vector_rank for hit in sorted(hits, key=lambda hit: hit.vector_distance)] == [1, 2, 3, 4]
 
 
