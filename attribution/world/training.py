@@ -33,7 +33,7 @@ BLOCK = 32  # steps whose batches are drawn and sorted by length together
 class Schedule:
     """When what is learned, in steps. The defaults are the shipped model's."""
 
-    steps: int = 5_500
+    steps: int = 7_000
     verbatim_until: int = 352  # multiples of BLOCK, as a block is drawn from one mixture
     worded_until: int = 704
     longest_at: int = 1_600  # from here on contexts have up to max_chunks chunks
