@@ -207,5 +207,5 @@ def fresh_names(split: Split) -> tuple[str, ...]:
     """Names that no memorised entity has, from the wanted part of the world."""
     famous = {entity.name for entity in world().famous}
     return tuple(
-        name for name in all_names() if name not in famous and is_held_out(name) == (split is Split.HELD_OUT)
+        name for name in all_names() if name not in famous and is_held_out(name) == (split == Split.HELD_OUT)
     )

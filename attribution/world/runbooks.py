@@ -60,6 +60,19 @@ COUNTS: dict[Kind, int] = {
 }
 
 
+# The tokenizer cuts these into pieces that hardly any training name has, so the model may misspell them.
+# They stay in the accuracy figures; in a demo they would only distract.
+ODD_NAMES = frozenset(
+    (
+        *WHOLE_NAMES,
+        *("Bluestead", "Brasshaven", "Glasshurst", "Graniteridge", "Graniterock", "Hazellake", "Mosshurst"),
+        *("Onyxyard", "Pearllake", "Roseshore", "Sableridge", "Silverside", "Slatelake", "Slateshore"),
+        *("Slateside", "Stonedale", "Stonepeak", "Stormbank", "Sunspring", "Thornshore", "Thornspring"),
+        "Thornton",
+    )
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runbook:
     """A page about one entity. Each of its chunks is one paragraph."""
@@ -153,7 +166,7 @@ class _Writer:
 def demo(seed: int = 0) -> Demo:
     """The whole demo, a pure function of the seed."""
     rng = random.Random(f"runbooks {seed}")
-    names = [name for name in fresh_names(Split.HELD_OUT) if name not in WHOLE_NAMES]  # those split oddly
+    names = [name for name in fresh_names(Split.HELD_OUT) if name not in ODD_NAMES]
     rng.shuffle(names)
     writer = _Writer(rng=rng, names=names)
     _write_stated(writer)

@@ -152,5 +152,5 @@ def draw_value(rng: random.Random, attribute: str, split: Split) -> str:
     """A value of the attribute's type from the wanted part of the world."""
     while True:
         value = DRAWS[attribute](rng)
-        if is_held_out(f"{attribute}: {value}") == (split is Split.HELD_OUT):
+        if is_held_out(f"{attribute}: {value}") == (split == Split.HELD_OUT):
             return value
