@@ -11,11 +11,8 @@ from ragblame.attribution.spans import MAX_SPANS, segment, split_spans
 from ragblame.records import SpanKind
 
 PORT = "The port of the Kestrel gateway is 2959."
-hostile = st.text(
-    alphabet=st.sampled_from(
-        list("aB1 .,:;()\"'“”-\n\r\t\x00é日本語。ู😀\u0301\u202e\u200b\u00a0$%°") + ["\ud800"]
-    )
-)
+HOSTILE = "aB1 .,:;()\"'“”-\n\r\t\x00é日本語。ู😀\u0301\u202e\u200b\u00a0$%°\ud800"
+hostile = st.text(alphabet=st.sampled_from(HOSTILE))
 
 
 def pieces(answer: str, question: str = "") -> list[tuple[str, str]]:

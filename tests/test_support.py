@@ -1,0 +1,231 @@
+"""Support is what a chunk says about the right subject, with the sentence quoted; elsewhere is a trap."""
+
+import random
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ragblame.attribution.alignment import align_chunks
+from ragblame.attribution.spans import split_spans
+from ragblame.attribution.verdicts.support import Finding, check_support, examine
+from ragblame.attribution.world.episodes import FULL, answer_text, draw_chunks, draw_question
+from ragblame.attribution.world.facts import Origin, Resolved, world
+from ragblame.attribution.world.values import Split, draw_value
+from ragblame.attribution.world.wording import answer_parts
+from ragblame.records import Chunk, Message, SpanKind, SupportState
+
+PORT_QUESTION = "What is the port of the Kestrel gateway?"
+PORT = "The port of the Kestrel gateway is 2959."
+BORROWED = "value stands with another subject"
+
+
+def chunks_of(*texts: str) -> list[Chunk]:
+    """Chunks with these texts, in order."""
+    return [Chunk(position=i, text=text) for i, text in enumerate(texts)]
+
+
+def find(question: str, answer: str, *texts: str) -> list[Finding]:
+    """Findings of every span of an answer."""
+    return list(examine(question, answer, split_spans(answer, question), chunks_of(*texts)))
+
+
+def value(question: str, answer: str, *texts: str) -> Finding:
+    """The finding of the last span, which is the value."""
+    return find(question, answer, *texts)[-1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The port of the Kestrel gateway is 2959.",
+        "The Kestrel gateway listens on port 2959.",
+        "Clients reach the Kestrel gateway on port 2,959.",
+        "The Kestrel gateway runs in Oslo. Its port is 2959.",
+        "The Kestrel gateway is watched around the clock. Ask first. It listens on port 2959.",
+        "# Kestrel gateway\nport: 2959",
+        "The KESTREL gateway's port is 2959.",
+    ],
+)
+def test_a_value_with_its_subject_is_entailed(text: str) -> None:
+    """However it is worded, and when the subject is carried over from an earlier sentence of the chunk."""
+    support = value(PORT_QUESTION, PORT, text).support
+    assert support.state is SupportState.ENTAILED
+    assert support.position == 0
+    assert "2959" in text[support.evidence_start : support.evidence_end].replace(",", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The port of the Kestrel queue is 2959.",
+        "The Kestrel queue listens on port 2959.",
+        "The Kestrel queue runs in Oslo. Its port is 2959.",
+        "Traffic for the Osprey gateway goes to port 2959.",
+    ],
+)
+def test_a_value_with_another_subject_is_no_support(text: str) -> None:
+    """The classic trap: the right number in a sentence about a sibling is named as borrowed."""
+    finding = value(PORT_QUESTION, PORT, "The Kestrel gateway runs in Oslo.", text)
+    assert finding.support.state is SupportState.ABSENT
+    assert finding.support.rule == BORROWED
+    assert finding.borrowed_from == (1,)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "text", "stated"),
+    [
+        (PORT_QUESTION, PORT, "The Kestrel gateway listens on port 2995.", "2995"),
+        (PORT_QUESTION, PORT, "The Kestrel gateway runs in Oslo. Its port is 4000.", "4000"),
+        ("How long?", "The pause of the Kestrel gateway is 90 minutes.", "The pause of the Kestrel gateway is 90 seconds.", "90 seconds"),  # noqa: E501
+        ("When?", "The audit of the Kestrel gateway is on 3 May 2024.", "The audit of the Kestrel gateway is on 5 March 2024.", "5 March 2024"),  # noqa: E501
+        ("Who owns the Kestrel gateway?", "The owner of the Kestrel gateway is Maya Lind.", "The Kestrel gateway is owned by Omar Falk.", "Omar Falk"),  # noqa: E501
+        ("Where do alerts go?", "The channel of the Kestrel gateway is coral-lynx.", "The channel of the Kestrel gateway is amber-yak.", "amber-yak"),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_another_value_for_the_subject_contradicts(
+    question: str, answer: str, text: str, stated: str
+) -> None:
+    """A digit, unit, date or name off is a contradiction that says what the chunk states."""
+    support = value(question, answer, text).support
+    assert (support.state, support.stated) == (SupportState.CONTRADICTED, stated)
+
+
+def test_negation_turns_support_into_contradiction() -> None:
+    """A negated sentence does not support the plain clause, nor the other way round."""
+    question = "Is TLS there?"
+    assert (
+        value(question, "The gateway supports TLS.", "The gateway supports TLS.").support.state == "entailed"
+    )
+    for answer, text in (
+        ("The gateway does not support TLS.", "The gateway supports TLS."),
+        ("The gateway supports TLS.", "The gateway does not support TLS."),
+    ):
+        support = value(question, answer, text).support
+        assert (support.state, support.rule) == (SupportState.CONTRADICTED, "negation differs")
+
+
+def test_chunks_that_agree_and_disagree_are_listed() -> None:
+    """Further chunks that say the same, and one that says otherwise, are found."""
+    other = "The port of the Kestrel gateway is 4000."
+    finding = value(PORT_QUESTION, PORT, PORT, "No port.", other, "The Kestrel gateway listens on port 2959.")
+    assert finding.support.position == 0
+    assert finding.support.other_positions == (3,)
+    assert finding.conflicts == ((2, "4000"),)
+
+
+def test_what_stands_nowhere_is_absent() -> None:
+    """A number, a name and a clause that no chunk says are absent, each with its rule."""
+    text = "The Kestrel gateway is watched around the clock."
+    assert value(PORT_QUESTION, PORT, text).support.rule == "number in no chunk"
+    assert value("Who owns it?", "It belongs to Maya Lind.", text).support.rule == "name in no chunk"
+    found = value("Why?", "Purple elephants danced during lunch.", text).support
+    assert (found.state, found.rule) == (SupportState.ABSENT, "clause in no chunk")
+    assert value(PORT_QUESTION, PORT).support.state is SupportState.ABSENT
+
+
+def test_an_abstention_is_no_claim_but_a_plain_negation_is() -> None:
+    """“Not stated in the context” is nothing to check; “does not include” is."""
+    abstains = value(
+        PORT_QUESTION, "The port of the Kestrel gateway is not stated in the context.", "Nothing."
+    )
+    assert abstains.support.rule.startswith("no claim")
+    claims = value("What is in it?", "The box does not include batteries.", "Cats sleep all day.")
+    assert claims.support.state is SupportState.ABSENT
+
+
+def test_only_text_in_the_prompt_is_evidence() -> None:
+    """A chunk that did not reach the prompt, or a sentence beyond the cut, is reported as dropped."""
+    padding = "This page was reviewed by the whole platform team in the spring of last year. "
+    chunks = chunks_of("The Kestrel gateway runs in Oslo.", padding + PORT)
+    spans = split_spans(PORT, PORT_QUESTION)
+    for sent in (chunks[0].text, f"{chunks[0].text}\n{padding}"):
+        alignments = align_chunks(chunks, [Message(role="prompt", text=sent)])
+        [finding] = examine(PORT_QUESTION, PORT, spans, chunks, alignments)
+        assert finding.support.state is SupportState.ABSENT
+        assert finding.dropped == (1,)
+    [unknown] = examine(PORT_QUESTION, PORT, spans, chunks, None)
+    assert unknown.support.state is SupportState.ENTAILED
+
+
+hostile = st.text(alphabet=st.sampled_from("Kk12 .,:'\"“-\n\x00é日本。😀\u0301\u202e%°\ud800"), max_size=60)
+
+
+@given(hostile, hostile, st.lists(hostile, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_evidence_offsets_hold_for_any_text(question: str, answer: str, texts: list[str]) -> None:
+    """One support per span; evidence is a visible part of the chunk it names."""
+    spans = split_spans(answer, question)
+    supports = check_support(question, answer, spans, chunks_of(*texts))
+    assert [support.span for support in supports] == [span.index for span in spans]
+    for support in supports:
+        assert support.rule
+        if support.position is None:
+            assert (support.evidence_start, support.evidence_end) == (None, None)
+            continue
+        assert support.evidence_start is not None
+        assert support.evidence_end is not None
+        quote = texts[support.position][support.evidence_start : support.evidence_end]
+        assert quote.strip() == quote != ""
+        assert support.position not in support.other_positions
+
+
+@given(st.integers(1_000, 9_999), st.integers(1_000, 9_999))
+@settings(max_examples=60, deadline=None)
+def test_a_number_is_entailed_only_by_itself(said: int, stated: int) -> None:
+    """For any two numbers the answer is entailed when they are equal and contradicted when not."""
+    answer = f"The port of the Kestrel gateway is {said}."
+    support = value(PORT_QUESTION, answer, f"The Kestrel gateway listens on port {stated}.").support
+    assert support.state is (SupportState.ENTAILED if said == stated else SupportState.CONTRADICTED)
+
+
+def test_the_world_of_runbooks_is_judged_right() -> None:
+    """On 200 drawn contexts the state equals the known truth in at least 97 of 100 claims (measured 99.9)."""
+    rng = random.Random(11)
+    outcomes: Counter[bool] = Counter()
+    for _ in range(200):
+        chunks = draw_chunks(rng, Split.HELD_OUT, rng.randint(1, 6), FULL)
+        question = draw_question(rng, Split.HELD_OUT, chunks, FULL)
+        resolved = [world().resolve(claim, chunks) for claim in question.claims]
+        if rng.random() < 0.3:
+            drawn = [draw_value(rng, claim.attribute, Split.HELD_OUT) for claim in question.claims]
+            resolved = [Resolved(value=value, origin=Origin.PRIOR) for value in drawn]
+        answer = answer_text(question.claims, resolved)
+        spans = split_spans(answer, question.text)
+        findings = examine(question.text, answer, spans, chunks_of(*[chunk.text for chunk in chunks]))
+        at = 0
+        for claim, result in zip(question.claims, resolved, strict=True):
+            head, body, _ = answer_parts(claim.attribute, str(claim.entity), result.value)
+            start = answer.index(head + body, at) + len(head)
+            at = start + len(body)
+            [index] = [s.index for s in spans if s.start < at and s.end > start]
+            if result.origin is Origin.ABSTAINED:
+                continue
+            assert (spans[index].start, spans[index].end) == (start, at)
+            stated = [value for chunk in chunks if (value := chunk.value(claim))]
+            truth = SupportState.ABSENT
+            if stated:
+                is_said = result.value in stated
+                truth = SupportState.ENTAILED if is_said else SupportState.CONTRADICTED
+            outcomes[findings[index].support.state is truth] += 1
+    assert outcomes.total() > 200
+    assert outcomes[True] >= 0.97 * outcomes.total()
+
+
+def test_many_chunks_and_spans_take_seconds() -> None:
+    """60 chunks of 4,000 characters and a long answer stay fast."""
+    rng = random.Random(0)
+    pool = [f"word{i}" for i in range(4_000)]
+
+    def sentence() -> str:
+        return f"The {' '.join(rng.choices(pool, k=12))} of Kestrel is {rng.randint(1, 9999)}. "
+
+    texts = ["".join(sentence() for _ in range(40)) for _ in range(60)]
+    answer = "".join(sentence() for _ in range(150))
+    started = time.process_time()
+    found = find("What is it?", answer, *texts)
+    assert len(found) > 100
+    assert time.process_time() - started < 8  # measured 0.8 s
+    assert {SpanKind.NUMBER, SpanKind.CLAUSE} <= {span.kind for span in split_spans(answer)}
