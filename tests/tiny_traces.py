@@ -99,7 +99,9 @@ class DictionaryScorer:
     """A scorer that looks its values up: estimators are tested against games with known answers."""
 
     values: Mapping[int, Sequence[float]] | Callable[[int], Sequence[float]]
-    ref: ScorerRef = ScorerRef(name="dictionary", revision="0", is_own_model=False)
+    ref: ScorerRef = field(
+        default_factory=lambda: ScorerRef(name="dictionary", revision="0", is_own_model=False)
+    )
     cost: Cost = field(default_factory=Cost)
     asked: list[tuple[int, ...]] = field(default_factory=list)
 
