@@ -15,7 +15,7 @@ from ragblame.attribution.jobs.results import write_failure
 from ragblame.errors import InputError
 from ragblame.records import Cause, Method, VerdictKind
 from ragblame.traces import write_traces
-from ragblame.ui import reads
+from ragblame.ui import reads, reads_facets, reads_traces
 from ragblame.ui.reads import Cursor, Filters, ItemState, Progress
 from ragblame.ui.reads_health import read_backlog, read_health
 from ragblame.ui.reads_trace import read_heats, read_trace_page
@@ -79,7 +79,7 @@ def test_filters_select(seeded: Connection, filters: Filters, severities: list[f
 def test_any_text_can_be_searched(connection: Connection, text: str) -> None:
     """No search text, whatever its quotes, controls and surrogates, is an error."""
     reads.read_queue(connection, Filters(text=text))
-    reads.read_traces(connection, Filters(text=text))
+    reads_traces.read_traces(connection, Filters(text=text))
 
 
 def test_search_finds_ids(seeded: Connection) -> None:
@@ -116,10 +116,22 @@ def test_neighbours_of_a_reviewed_span(seeded: Connection) -> None:
     assert reads.read_neighbours(seeded, Filters(), second.cursor) == (first, third)
 
 
+def test_new_spans_are_counted(connection: Connection) -> None:
+    """Spans flagged after the queue was read are counted; earlier and reviewed ones are not."""
+    many(connection, 2)
+    connection.commit()
+    read_at = reads.read_queue(connection, Filters()).read_at
+    connection.commit()
+    many(connection, 3)
+    assert reads_facets.count_new(connection, read_at) == 3
+    connection.execute("UPDATE triage_item SET state = 'reviewed' WHERE created_at > %s", (read_at,))
+    assert reads_facets.count_new(connection, read_at) == 0
+
+
 def test_facets_count_what_the_queue_shows(seeded: Connection) -> None:
     """Each count is the number of rows that choosing the value would show."""
     chosen = Filters(verdict=VerdictKind.FABRICATED)
-    facets = reads.read_facets(seeded, chosen)
+    facets = reads_facets.read_facets(seeded, chosen)
     assert facets.verdicts == {"distorted": 3, "fabricated": 3}
     assert facets.states == {"open": 3}
     for cause, count in facets.causes.items():
@@ -131,7 +143,7 @@ def test_facets_count_what_the_queue_shows(seeded: Connection) -> None:
 
 def test_traces_without_results_are_listed(seeded: Connection) -> None:
     """A trace shows up before any worker saw it, and after one gave up on it."""
-    rows = {row.question: row for row in reads.read_traces(seeded, Filters()).rows}
+    rows = {row.question: row for row in reads_traces.read_traces(seeded, Filters()).rows}
     assert len(rows) == 9
     waiting = rows["Who is on call for the gannet pipeline?"]
     failed = rows["What does error K-19 of the ibis relay mean?"]
@@ -147,8 +159,8 @@ def test_traces_without_results_are_listed(seeded: Connection) -> None:
 def test_progress_filter_agrees_with_the_rows(seeded: Connection, progress: Progress) -> None:
     """Choosing a progress gives exactly the rows that show it."""
     write_traces(seeded, [bare_trace("lonely", "x")], enqueue=False)
-    everything = reads.read_traces(seeded, Filters()).rows
-    chosen = reads.read_traces(seeded, Filters(progress=progress)).rows
+    everything = reads_traces.read_traces(seeded, Filters()).rows
+    chosen = reads_traces.read_traces(seeded, Filters(progress=progress)).rows
     assert chosen == tuple(row for row in everything if row.progress is progress)
     assert (progress is Progress.RUNNING) == (not chosen)
 
@@ -158,7 +170,7 @@ def test_running_jobs_show(seeded: Connection) -> None:
     worker = seeded.execute("INSERT INTO jobs.procrastinate_workers DEFAULT VALUES RETURNING id").fetchone()
     assert worker is not None
     seeded.execute("UPDATE jobs.procrastinate_jobs SET status = 'doing', worker_id = %s", worker)
-    rows = reads.read_traces(seeded, Filters(progress=Progress.RUNNING)).rows
+    rows = reads_traces.read_traces(seeded, Filters(progress=Progress.RUNNING)).rows
     assert [row.question for row in rows] == ["Who is on call for the gannet pipeline?"]
     backlog = read_backlog(seeded)
     assert (backlog.waiting, backlog.running, backlog.workers, backlog.is_stuck) == (0, 1, 1, False)

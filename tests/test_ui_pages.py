@@ -16,7 +16,7 @@ from ragblame import database
 from ragblame.records import VerdictKind
 from ragblame.settings import load_settings
 from ragblame.traces import write_traces
-from ragblame.ui import reads
+from ragblame.ui import reads, reads_facets
 from ragblame.ui.reads import Filters
 from tests.triage_seed import bare_trace, many, seed
 
@@ -346,7 +346,7 @@ def test_faults_of_ours_are_not_shown_raw(app: AppTest, monkeypatch: pytest.Monk
     def broken(*arguments: object) -> None:
         raise ValueError("secret text of a document")
 
-    monkeypatch.setattr(reads, "read_facets", broken)
+    monkeypatch.setattr(reads_facets, "read_facets", broken)
     text = drawn(app.run())
     assert "This page broke" in text
     assert "secret" not in text

@@ -5,7 +5,7 @@ whether the database holds a hundred traces or ten million. All functions only r
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -14,8 +14,7 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.rows import DictRow, dict_row
 
-from ragblame.records import Cause, TraceStatus, VerdictKind
-from ragblame.traces import TASK
+from ragblame.records import Cause, VerdictKind
 
 LONGEST: Final = 600  # code points shown from the start of a flagged span on
 PAGE_ROWS: Final = 50
@@ -100,45 +99,7 @@ class QueuePage:
 
     rows: tuple[QueueRow, ...]
     after: Cursor | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceRow:
-    """One trace, whatever became of it."""
-
-    trace_id: UUID
-    asked_at: datetime
-    app: str
-    model: str | None
-    question: str
-    answer: str  # its beginning
-    status: TraceStatus
-    progress: Progress
-    error: str | None  # of the attribution
-    spans: int
-    flagged: int
-    worst: VerdictKind | None  # verdict of the most severe span
-    severity: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TracesPage:
-    """At most ``PAGE_ROWS`` traces, newest first; ``before`` is None on the last page."""
-
-    rows: tuple[TraceRow, ...]
-    before: UUID | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facets:
-    """Counts beside the filters; each facet obeys all filters but its own."""
-
-    states: dict[str, int]
-    verdicts: dict[str, int]
-    causes: dict[str, int]
-    apps: dict[str, int]
-    models: dict[str, int]
-    is_partial: bool  # only the newest FACET_ROWS spans were counted
+    read_at: datetime  # the database's clock
 
 
 _UUID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}", re.IGNORECASE)
@@ -170,7 +131,21 @@ def text_condition(text: str) -> tuple[str, list[Any]]:
     return f"(t.search @@ ({' && '.join(queries)}) OR t.session_id = %s)", [*params, text]
 
 
-def _trace_conditions(filters: Filters) -> tuple[list[str], list[Any]]:
+def found_cte(filters: Filters) -> tuple[str, list[Any]]:
+    """A CTE of the traces that a search text finds, and its parameters; empty without a text.
+
+    Materialised, because the planner otherwise walks the queue in order and probes the text of every trace.
+    """
+    condition, params = text_condition(filters.text)
+    if not condition:
+        return "", []
+    if filters.since is not None:
+        condition = f"t.id >= ragblame.uuid_floor(%s) AND {condition}"
+        params = [filters.since, *params]
+    return f"found AS MATERIALIZED (SELECT t.id FROM trace t WHERE {condition}),", params
+
+
+def trace_conditions(filters: Filters) -> tuple[list[str], list[Any]]:
     """Conditions over trace ``t`` that both lists share: time, app, model, text."""
     where: list[str] = []
     params: list[Any] = []
@@ -181,19 +156,20 @@ def _trace_conditions(filters: Filters) -> tuple[list[str], list[Any]]:
         if value is not None:
             where.append(f"{column} = %s")
             params.append(value)
-    condition, found = text_condition(filters.text)
-    if condition:
-        where.append(condition)
-        params.extend(found)
+    if text_condition(filters.text)[0]:
+        where.append("t.id = ANY(ARRAY(SELECT id FROM found))")
     return where, params
 
 
-def _item_conditions(filters: Filters) -> tuple[list[str], list[Any]]:
+def item_conditions(filters: Filters) -> tuple[list[str], list[Any]]:
     """Conditions over trace ``t``, triage item ``i`` and verdict ``v``."""
-    where, params = _trace_conditions(filters)
-    if filters.since is not None:  # said again of the ordered table, so that its partitions are pruned too
+    where, params = trace_conditions(filters)
+    # Said again of the ordered table, so that its partitions are pruned and its primary key is used.
+    if filters.since is not None:
         where.append("i.trace_id >= ragblame.uuid_floor(%s)")
         params.append(filters.since)
+    if text_condition(filters.text)[0]:
+        where.append("i.trace_id = ANY(ARRAY(SELECT id FROM found))")
     for column, value in (
         ("i.state", filters.state),
         ("v.verdict", filters.verdict),
@@ -208,16 +184,16 @@ def _item_conditions(filters: Filters) -> tuple[list[str], list[Any]]:
     return where, params
 
 
-def _joined(where: list[str]) -> str:
+def joined(where: list[str]) -> str:
     return " AND ".join(where) if where else "true"
 
 
-_ITEMS = """triage_item i
+ITEMS = """triage_item i
     JOIN verdict v ON v.trace_id = i.trace_id AND v.span = i.span
     JOIN trace t ON t.id = i.trace_id"""
 
 _QUEUE = """
-WITH page AS MATERIALIZED (
+WITH {found} page AS MATERIALIZED (
     SELECT i.trace_id, i.span, i.severity, i.state, i.version, i.assignee, v.verdict, v.cause, v.confidence,
            v.evidence_position
     FROM {items} WHERE {where}
@@ -249,7 +225,7 @@ _BEFORE = "(i.severity > %s OR (i.severity = %s AND (i.trace_id > %s OR (i.trace
 def _read_rows(
     conn: Connection[Any], filters: Filters, cursor: Cursor | None, limit: int, *, backwards: bool = False
 ) -> list[QueueRow]:
-    where, params = _item_conditions(filters)
+    where, params = item_conditions(filters)
     if cursor is not None:
         where.append(_BEFORE if backwards else _BEHIND)
         params += [cursor.severity, cursor.severity, cursor.trace_id, cursor.trace_id, cursor.span]
@@ -258,18 +234,20 @@ def _read_rows(
         if backwards
         else ("{0}.severity DESC, {0}.trace_id DESC, {0}.span")
     )
+    cte, found = found_cte(filters)
     query = _QUEUE.format(
-        items=_ITEMS,
-        where=_joined(where),
+        found=cte,
+        items=ITEMS,
+        where=joined(where),
         order=order.format("i"),
         page_order=order.format("p"),
         context=CONTEXT,
         longest=LONGEST,
         relied=RELIED,
     )
-    with conn.cursor(row_factory=dict_row) as rows:
-        found = rows.execute(query.encode(), [*params, limit]).fetchall()
-    return [_queue_row(row) for row in found]
+    with conn.cursor(row_factory=dict_row) as dicts:
+        rows = dicts.execute(query.encode(), [*found, *params, limit]).fetchall()
+    return [_queue_row(row) for row in rows]
 
 
 def _queue_row(row: DictRow) -> QueueRow:
@@ -293,7 +271,9 @@ def read_queue(conn: Connection[Any], filters: Filters, after: Cursor | None = N
     rows = _read_rows(conn, filters, after, PAGE_ROWS + 1)
     more = len(rows) > PAGE_ROWS
     shown = tuple(rows[:PAGE_ROWS])
-    return QueuePage(rows=shown, after=shown[-1].cursor if more else None)
+    clock = conn.execute("SELECT now()").fetchone()
+    assert clock is not None
+    return QueuePage(rows=shown, after=shown[-1].cursor if more else None, read_at=clock[0])
 
 
 def read_neighbours(
@@ -303,96 +283,3 @@ def read_neighbours(
     before = _read_rows(conn, filters, at, 1, backwards=True)
     behind = _read_rows(conn, filters, at, 1)
     return (before[0] if before else None), (behind[0] if behind else None)
-
-
-def read_facets(conn: Connection[Any], filters: Filters) -> Facets:
-    """Counts of the values of each filter among the newest ``FACET_ROWS`` matching spans."""
-    shared = replace(filters, state=None, verdict=None, cause=None, app=None, model=None)
-    where, params = _item_conditions(shared)
-    columns = {
-        "state": filters.state,
-        "verdict": filters.verdict,
-        "cause": filters.cause,
-        "app": filters.app,
-        "model": filters.model,
-    }
-    counts = []
-    for column in columns:
-        others = {name: value for name, value in columns.items() if name != column and value is not None}
-        condition = _joined([f"{name} = %s" for name in others])
-        counts.append(
-            f"SELECT '{column}' AS facet, {column} AS value, count(*) FROM hit WHERE {condition} GROUP BY 2"
-        )
-        params += [str(value) for value in others.values()]
-    query = (
-        f"WITH hit AS MATERIALIZED (SELECT i.state, v.verdict, v.cause, t.app, t.model FROM {_ITEMS}"
-        f" WHERE {_joined(where)} ORDER BY i.trace_id DESC LIMIT {FACET_ROWS})"
-        f" {' UNION ALL '.join(counts)} UNION ALL SELECT 'all', NULL, count(*) FROM hit"
-    )
-    found: dict[str, dict[str, int]] = {name: {} for name in (*columns, "all")}
-    for facet, value, count in conn.execute(query.encode(), params).fetchall():
-        if value is not None or facet == "all":
-            found[facet][value or ""] = count
-    return Facets(
-        states=found["state"],
-        verdicts=found["verdict"],
-        causes=found["cause"],
-        apps=found["app"],
-        models=found["model"],
-        is_partial=found["all"].get("", 0) >= FACET_ROWS,
-    )
-
-
-# A waiting job is found by procrastinate's partial unique index, a running one by its index on working jobs.
-PROGRESS_SQL: Final = f"""CASE
-    WHEN r.state IS NOT NULL THEN r.state
-    WHEN EXISTS (SELECT FROM jobs.procrastinate_jobs j
-                 WHERE j.queueing_lock = '{TASK}-' || t.id AND j.status = 'todo') THEN 'queued'
-    WHEN EXISTS (SELECT FROM jobs.procrastinate_jobs j
-                 WHERE j.worker_id IS NOT NULL AND j.status = 'doing'
-                   AND j.queueing_lock = '{TASK}-' || t.id) THEN 'running'
-    ELSE 'not queued' END"""
-
-_TRACES = """
-WITH page AS MATERIALIZED (
-    SELECT t.id, {progress} AS progress, r.error FROM trace t
-    LEFT JOIN attribution_run r ON r.trace_id = t.id
-    WHERE {where} ORDER BY t.id DESC LIMIT %s)
-SELECT t.id AS trace_id, t.started_at AS asked_at, t.app, t.model, left(t.question, 400) AS question,
-       left(t.answer, 400) AS answer, t.status, p.progress, p.error, coalesce(n.spans, 0) AS spans,
-       coalesce(n.flagged, 0) AS flagged, w.verdict AS worst, coalesce(w.severity, 0) AS severity
-FROM page p JOIN trace t ON t.id = p.id
-LEFT JOIN LATERAL (
-    SELECT count(*) AS spans, count(i.span) AS flagged
-    FROM verdict v LEFT JOIN triage_item i ON i.trace_id = v.trace_id AND i.span = v.span
-    WHERE v.trace_id = p.id) n ON true
-LEFT JOIN LATERAL (
-    SELECT v.verdict, v.severity FROM verdict v WHERE v.trace_id = p.id
-    ORDER BY v.severity DESC, v.span LIMIT 1) w ON true
-ORDER BY t.id DESC"""
-
-
-def read_traces(conn: Connection[Any], filters: Filters, before: UUID | None = None) -> TracesPage:
-    """All traces that match, newest first, also those no worker has seen yet."""
-    where, params = _trace_conditions(filters)
-    if before is not None:
-        where.append("t.id < %s")
-        params.append(before)
-    if filters.progress is not None:
-        where.append(f"({PROGRESS_SQL}) = %s")
-        params.append(str(filters.progress))
-    query = _TRACES.format(progress=PROGRESS_SQL, where=_joined(where))
-    with conn.cursor(row_factory=dict_row) as rows:
-        found = rows.execute(query.encode(), [*params, PAGE_ROWS + 1]).fetchall()
-    shown = tuple(
-        TraceRow(
-            **row
-            | {
-                "status": TraceStatus(row["status"]),
-                "progress": Progress(row["progress"]),
-                "worst": None if row["worst"] is None else VerdictKind(row["worst"]),
-            }
-        )
-        for row in found[:PAGE_ROWS]
-    )
-    return TracesPage(rows=shown, before=shown[-1].trace_id if len(found) > PAGE_ROWS else None)

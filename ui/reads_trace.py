@@ -30,7 +30,8 @@ from ragblame.records import (
     VerdictKind,
 )
 from ragblame.traces import TASK, read_trace
-from ragblame.ui.reads import PROGRESS_SQL, ItemState, Progress
+from ragblame.ui.reads import ItemState, Progress
+from ragblame.ui.reads_traces import PROGRESS_SQL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

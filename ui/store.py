@@ -19,7 +19,7 @@ from ragblame.database import open_pool, require_schema, resolve_url
 from ragblame.database_errors import explain
 from ragblame.records import Method, TokenHeat
 from ragblame.settings import load_settings
-from ragblame.ui import reads, reads_health, reads_trace
+from ragblame.ui import reads, reads_facets, reads_health, reads_trace, reads_traces
 from ragblame.ui.reviews import wake_snoozed
 
 POOL_SIZE: Final = 8  # one browser session holds a connection only while it reads
@@ -61,17 +61,24 @@ def queue(filters: reads.Filters, after: reads.Cursor | None) -> reads.QueuePage
 
 
 @st.cache_data(ttl=3, max_entries=100, show_spinner=False)
-def traces(filters: reads.Filters, before: UUID | None) -> reads.TracesPage:
+def traces(filters: reads.Filters, before: UUID | None) -> reads_traces.TracesPage:
     """One page of traces."""
     with transaction(read_only=True) as conn:
-        return reads.read_traces(conn, filters, before)
+        return reads_traces.read_traces(conn, filters, before)
 
 
 @st.cache_data(ttl=10, max_entries=100, show_spinner=False)
-def facets(filters: reads.Filters) -> reads.Facets:
+def facets(filters: reads.Filters) -> reads_facets.Facets:
     """Counts beside the filters."""
     with transaction(read_only=True) as conn:
-        return reads.read_facets(conn, filters)
+        return reads_facets.read_facets(conn, filters)
+
+
+@st.cache_data(ttl=3, max_entries=50, show_spinner=False)
+def new_spans(since: datetime) -> int:
+    """Spans flagged since the queue was drawn."""
+    with transaction(read_only=True) as conn:
+        return reads_facets.count_new(conn, since)
 
 
 @st.cache_data(ttl=3, max_entries=200, show_spinner=False)

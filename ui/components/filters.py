@@ -10,7 +10,8 @@ import streamlit as st
 from ragblame.records import Cause, VerdictKind
 from ragblame.ui.components.nodes import Node, el
 from ragblame.ui.components.wording import VERDICT_CSS, VERDICT_LETTER
-from ragblame.ui.reads import Facets, Filters, ItemState, Progress
+from ragblame.ui.reads import Filters, ItemState, Progress
+from ragblame.ui.reads_facets import FACET_ROWS, Facets
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -93,7 +94,7 @@ def facet_bar(facets: Facets, filters: Filters) -> Node:
     causes = dict(sorted(facets.causes.items(), key=lambda entry: (-entry[1], entry[0])))
     if filters.cause is not None:
         causes.setdefault(filters.cause.value, 0)
-    more = el("span", "quiet", "counts of the newest 50,000") if facets.is_partial else None
+    more = el("span", "quiet", f"counts of the newest {FACET_ROWS:,}") if facets.is_partial else None
     return el(
         "div",
         "facets",

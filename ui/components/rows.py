@@ -7,7 +7,8 @@ from uuid import UUID
 from ragblame.records import TraceStatus
 from ragblame.ui.components.nodes import Node, el
 from ragblame.ui.components.wording import VERDICT_CSS, ago, cut, verdict_badge
-from ragblame.ui.reads import Progress, QueueRow, TraceRow
+from ragblame.ui.reads import Progress, QueueRow
+from ragblame.ui.reads_traces import TraceRow
 
 _FLAGGED = (
     "Severity", "Verdict", "What the answer says", "Likely cause", "Top chunk", "App · model", "Age", "State",

@@ -1,5 +1,6 @@
 """The queue: which flagged span needs a person most, and a search that finds a trace from a pasted quote."""
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Final, TypeVar
 from uuid import UUID
@@ -21,7 +22,7 @@ from ragblame.ui.components.nodes import draw
 from ragblame.ui.components.notices import backlog_strip, notice
 from ragblame.ui.components.rows import flagged_list, trace_list
 from ragblame.ui.components.wording import plural
-from ragblame.ui.reads import Cursor, Filters, ItemState, as_uuid
+from ragblame.ui.reads import Cursor, Filters, as_uuid
 
 C = TypeVar("C", Cursor, UUID)
 POLL_SECONDS: Final = 5
@@ -42,7 +43,7 @@ def show() -> None:
     view = View.TRACES if names.get("view") == View.TRACES else View.FLAGGED
     filters = to_filters(names)
     facets = store.facets(filters)
-    _watch(filters, facets.states.get(ItemState.OPEN, 0))
+    _watch(store.queue(filters, None).read_at if view is View.FLAGGED else None)
     _show_controls(names, view, list(facets.apps), list(facets.models))
     if (identity := as_uuid(filters.text)) is not None and store.is_trace(identity):
         st.switch_page("screens/trace.py", query_params={"id": str(identity)})
@@ -55,12 +56,13 @@ def show() -> None:
 
 
 @st.fragment(run_every=POLL_SECONDS)
-def _watch(filters: Filters, shown: int) -> None:
+def _watch(read_at: datetime | None) -> None:
     """Keep the backlog up to date, and announce newly flagged spans without moving the rows under a hand."""
     if (strip := backlog_strip(store.backlog())) is not None:
         draw([strip], key="backlog")
-    more = store.facets(filters).states.get(ItemState.OPEN, 0) - shown
-    if more > 0 and st.button(f"Show {plural(more, 'new span', 'new spans')}", shortcut="u", type="primary"):
+    more = 0 if read_at is None else store.new_spans(read_at)
+    if more and st.button(f"Show {plural(more, 'new span', 'new spans')}", shortcut="u", type="primary"):
+        store.forget()
         st.rerun()
 
 
