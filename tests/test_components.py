@@ -230,7 +230,7 @@ def test_heat_keeps_text_and_evidence() -> None:
     cards = chunk_cards(page, 0, heats)
     texts = [text_of(node) for node in with_class(cards, "text")]
     assert texts == [chunk.text for chunk in page.trace.chunks]
-    assert [text_of(node) for node in with_class(cards, "h4p")] == ["14"]
+    assert [text_of(node) for node in with_class(cards, "h4")] == ["14"]
     assert "".join(text_of(node) for node in with_class(cards, "evidence")) == (
         "The retention period of the kestrel queue is 14 days."
     )
@@ -238,7 +238,14 @@ def test_heat_keeps_text_and_evidence() -> None:
 
 @pytest.mark.parametrize(
     ("value", "step"),
-    [(0.0, ""), (0.19, ""), (0.21, "heat h1p"), (-0.5, "heat h2n"), (0.99, "heat h4p"), (-1.0, "heat h4n")],
+    [
+        (0.0, ""),
+        (0.19, ""),
+        (0.21, "heat h1"),
+        (-0.5, "heat h2 cold"),
+        (0.99, "heat h4"),
+        (-1.0, "heat h4 cold"),
+    ],
 )
 def test_heat_has_five_steps(value: float, step: str) -> None:
     """Heat is quantised to none and four strengths, with its sign."""

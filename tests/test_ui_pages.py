@@ -239,7 +239,7 @@ def test_token_heat_can_be_switched_on(app: AppTest, ids: dict[str, UUID]) -> No
     before = drawn(app)
     app.selectbox(key="heat").set_value("input x gradient").run()
     assert "".join(drawn(app).split()) == "".join(before.split())
-    assert "heat h4p" in "".join(element.proto.json for element in app.get("bidi_component"))
+    assert "heat h4" in "".join(element.proto.json for element in app.get("bidi_component"))
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,9 @@ def prompt_order(page: TracePage) -> list[Chunk]:
     return sorted(page.trace.chunks, key=place)
 
 
-def chunk_cards(
-    page: TracePage, span: int | None, heats: Mapping[int, TokenHeat], method: Method = Method.SHAPLEY
-) -> Node:
+def chunk_cards(page: TracePage, span: int | None, heats: Mapping[int, TokenHeat]) -> Node:
     """One card per chunk; shares, evidence and heat belong to the selected span."""
-    known = page.shares(span, method) if span is not None else {}
+    known = page.shares(span, Method.SHAPLEY) if span is not None else {}
     hottest = max((abs(value) for heat in heats.values() for value in heat.values), default=0.0)
     support = page.supports.get(span) if span is not None else None
     room = max(400, min(TEXT_WINDOW, ALL_TEXT // max(1, len(page.trace.chunks))))
@@ -47,7 +45,7 @@ def chunk_cards(
         _card(
             chunk,
             page.alignments.get(chunk.position),
-            _share_line(known, chunk.position, method) if known else None,
+            _share_line(known, chunk.position) if known else None,
             support,
             heats.get(chunk.position),
             hottest,
@@ -96,35 +94,26 @@ def _card(
     )
 
 
-def _share_line(known: Mapping[int, float], position: int, method: Method) -> Node:
+def _share_line(known: Mapping[int, float], position: int) -> Node:
     """A bar on a scale that all cards of the span share, with its zero where the sign turns."""
     if position not in known:
         return el("div", "share", el("div", "track"), el("span", "number quiet", "not computed"))
     low, high = min(0.0, *known.values()), max(0.0, *known.values())
-    if method is Method.SHAPLEY:  # shares far below a nat are noise to a reader and must look like it
-        high = max(high, low + RELIED)
-    width = (high - low) or 1.0
+    width = max(high - low, RELIED)  # shares far below a nat are noise to a reader and must look like it
     zero, value = -low / width, known[position]
     left = zero if value >= 0 else (value - low) / width
     positive = sum(share for share in known.values() if share > 0)
-    part = f" · {value / positive:.0%}" if value > 0 and positive > 0 else " · against" if value < 0 else ""
-    sign = " against" if value < 0 else ""
-    unit = " nats" if method is Method.SHAPLEY else ""
-    return el(
+    part = " · against" if value < 0 else ""
+    if value > 0 and positive >= RELIED:
+        part = f" · {value / positive:.0%}"
+    fill = f"fill{' against' if value < 0 else ''}"
+    bar = el(
         "div",
-        "share",
-        el(
-            "div",
-            "track",
-            el(
-                "div",
-                f"fill{sign}",
-                numbers={"left": left, "width": abs(value) / width},
-            ),
-            el("div", "zero", numbers={"left": zero}) if low < 0 else None,
-        ),
-        el("span", "number", f"{nats(value)}{unit}{part}"),
+        "track",
+        el("div", fill, numbers={"left": left, "width": abs(value) / width}),
+        el("div", "zero", numbers={"left": zero}) if low < 0 else None,
     )
+    return el("div", "share", bar, el("span", "number", f"{nats(value)} nats{part}"))
 
 
 def _text(chunk: Chunk, support: Support | None, heat: TokenHeat | None, hottest: float, room: int) -> Node:
@@ -164,7 +153,7 @@ def _text(chunk: Chunk, support: Support | None, heat: TokenHeat | None, hottest
 def heat_step(value: float, hottest: float) -> str:
     """Class of one of five strengths (none and four) and the sign; "" for none."""
     step = min(STEPS, int(abs(value) / hottest * (STEPS + 1)))
-    return f"heat h{step}{'p' if value > 0 else 'n'}" if step else ""
+    return f"heat h{step}{'' if value > 0 else ' cold'}" if step else ""
 
 
 def _evidence_css(support: Support | None) -> str:

@@ -125,7 +125,7 @@ def _reviews(reviews: Sequence[Review]) -> list[Node]:
     return [
         el(
             "p",
-            "row-line",
+            "row-line past",
             el("span", "label", "Reviewed"),
             verdict_badge(review.verdict),
             el("span", "chip", review.cause.value) if review.cause else None,

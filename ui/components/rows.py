@@ -13,6 +13,7 @@ from ragblame.ui.reads_traces import TraceRow
 _FLAGGED = (
     "Severity", "Verdict", "What the answer says", "Likely cause", "Top chunk", "App · model", "Age", "State",
 )  # fmt: skip
+BEFORE = 44  # code points shown before the flagged words, which must not be pushed out of sight
 _WIDE = {"Top chunk", "App · model", "Model"}
 _TRACES = ("Attribution", "Question and answer", "Worst span", "App", "Model", "Age")
 
@@ -45,7 +46,8 @@ def flagged_list(rows: tuple[QueueRow, ...]) -> Node:
 def _flagged_row(row: QueueRow) -> Node:
     cause = row.cause.value if row.cause else "–"
     source = cut(row.source or "–", 200)
-    said = el("div", "said", _flat(row.before), el("mark", "", _flat(row.flagged)), _flat(row.after))
+    before = row.before if len(row.before) <= BEFORE else "…" + row.before[-BEFORE:]
+    said = el("div", "said", _flat(before), el("mark", "", _flat(row.flagged)), _flat(row.after))
     words = f"{row.verdict.value}, severity {row.severity:.2f}, {cause}: {cut(row.flagged, 120)}"
     bar = el("div", "track", el("div", "fill", numbers={"width": row.severity}))
     made_by = el("div", "asked", cut(row.model or "", 40))
