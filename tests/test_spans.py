@@ -93,6 +93,15 @@ def test_list_marks_citations_and_announcements_are_no_claims() -> None:
     assert not [text for text, _ in found if "Based" in text]
 
 
+def test_a_bare_value_is_no_list_mark() -> None:
+    """“2959.” is an answer; “4.” before an entry counts lines."""
+    assert pieces("2959.") == [("2959", "number")]
+    assert pieces("1. 42 apples.\n2. 3 pears.") == [
+        *(("42", "number"), ("apples", "clause")),
+        *(("3", "number"), ("pears", "clause")),
+    ]
+
+
 def test_words_of_the_question_get_no_span_but_a_claim_of_them_does() -> None:
     """Echoed words are left out beside a value; “yes” and a sentence that only echoes stay claims."""
     question = "Does the gateway use TLS?"

@@ -25,20 +25,22 @@ def _table(listed: str) -> frozenset[str]:
 STOP_WORDS = _table("""
     a about above across after again against all also although always am an and any anyone anything
     are aren't as at be because been before being below between both but by can could did do does
-    doing done down during each either else etc even ever every few for from further had has have
-    having he her here hers herself him himself his how however i if in into is it its itself just
-    let like likely made make makes many may me might mine more most much must my myself of off
-    often on once one only onto or other others our ours out over own per perhaps rather same shall
-    she should since so some someone something such than that the their theirs them themselves then
-    there these they this those though through thus to together too toward towards under until up
-    upon us use used uses using very via was we well were what when where whether which while who
-    whom whose why will with within would yes you your yours
+    doing done down during each either else etc even ever every few finally firstly for from further
+    furthermore had has have having he hence her here hers herself him himself his how however i if
+    in instead into is it its itself just let like likely made make makes many may me meanwhile
+    might mine more moreover most much must my myself of off often on once one only onto or other
+    others our ours out over own per perhaps rather same secondly shall she should since so some
+    someone something such than that the their theirs them themselves then there therefore these
+    they this those though through thus to together too toward towards under until up upon us use
+    used uses using very via was we well were what when where whether which while who whom whose why
+    will with within would yes you your yours
 """)
 # Words in which an answer talks about itself and its sources: they claim nothing about the world.
 META_WORDS = _table("""
-    according additionally answer answers based below context contexts document documents given
-    information mention mentioned mentions note passage passages provide provided provides question
-    response sure text following here's hope help helps please summary overall conclusion
+    according additionally answer answers based below conclusion context contexts document documents
+    follow following follows given guidelines help helps here's hope important information mention
+    mentioned mentions note overall passage passages please provide provided provides question
+    remember response step steps summary sure text
 """)
 NEGATIONS = _table("no not never none neither nor nothing nobody nowhere cannot")
 PERSONAL_PRONOUNS = _table("it its it's he his she her they their them")

@@ -126,7 +126,7 @@ class _Checker:
     def check(self, claim: Claim) -> Finding:
         """The finding for one span."""
         kind = claim.span.kind
-        if claim.abstains and not claim.quantities:
+        if claim.abstains and kind not in (SpanKind.NUMBER, SpanKind.DATE):
             return _bare(claim, SupportState.ENTAILED, "no claim: the answer abstains")
         if kind is SpanKind.CLAUSE and claim.leads_to_value:
             return _bare(claim, SupportState.ENTAILED, "subject of a value")
@@ -139,7 +139,7 @@ class _Checker:
             return _bare(claim, SupportState.ENTAILED, "echo of the question")
         if kind is SpanKind.QUOTE and (hits := self._literal(claim.text[1:-1])):
             return _found(claim, hits, "quotation")
-        if claim.quantities:
+        if claim.quantities and kind not in (SpanKind.CLAUSE, SpanKind.NEGATION):
             return self._check_value(claim, _NOUNS.get(kind, "number"))
         if kind is SpanKind.NAME or (kind is SpanKind.CLAUSE and claim.is_value):
             return self._check_value(claim, _NOUNS.get(kind, "value"))
