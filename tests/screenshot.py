@@ -16,7 +16,7 @@ TOLD = "distorted"  # the verdict whose example is shown: it has most to show
 
 
 def main(folder: Path) -> None:
-    """Run the demo in a database of its own, then write triage.png, queue.png and triage-dark.png."""
+    """Run the demo in a database of its own, then write triage.png and queue.png."""
     with tempfile.TemporaryDirectory(prefix="ragblame-screenshot-") as name:
         data = Path(name)
         data.chmod(0o711)  # the embedded server runs as another account when we are root
@@ -35,7 +35,6 @@ def main(folder: Path) -> None:
             with serve_page(url) as address, open_browser() as browser:
                 trace = f"{address}/trace?id={case['trace']}&span={row[0]}"
                 screenshot(browser, trace, folder / "triage.png")
-                screenshot(browser, trace, folder / "triage-dark.png", "dark")
                 screenshot(browser, f"{address}/", folder / "queue.png")
         finally:
             postgres.stop(data)

@@ -95,7 +95,7 @@ def test_no_file_is_named_for_nothing() -> None:
 
 def test_repository_names_no_private_place() -> None:
     """No package registry's host and no path of a developer's machine stands in the repository."""
-    secret = re.compile(r"/wo" + r"rk/|/ho" + r"me/\w+/|py" + r"pi\.org|pythonhosted|/opt/" + r"wheels")
+    secret = re.compile(r"/wo" + r"rk/|/ho" + r"me/\w+/|py" + r"pi\.org|python" + r"hosted|/opt/" + r"wheels")
     found = [
         path.relative_to(ROOT)
         for path in tracked()
