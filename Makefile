@@ -68,10 +68,10 @@ screenshot: $(VENV)/.dev  ## docs/triage.png from the demo, in real Chromium
 	@$(BIN)/python tests/screenshot.py docs
 
 bench-capture: $(VENV)/.dev  ## what the callback adds to a chain, beside a no-op handler and a no-op tracer
-	@$(BIN)/python benchmarks/capture_overhead.py
+	@$(BIN)/python benchmarks/capture_overhead.py --write
 
 bench-attribution: $(VENV)/.dev  ## what attributing one answer costs, beside captum on the same work
-	@$(BIN)/python benchmarks/attribution_cost.py
+	@$(BIN)/python benchmarks/attribution_cost.py --write
 
 clean:  ## remove the virtual environment and build outputs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
