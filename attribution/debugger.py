@@ -18,7 +18,7 @@ from ragblame.attribution.verdicts.normalise import words
 from ragblame.attribution.verdicts.support import Finding, examine
 from ragblame.attribution.verdicts.table import Influence, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT, Thresholds
-from ragblame.errors import AlignmentError, InputError, ModelError, RagblameError
+from ragblame.errors import AlignmentError, InputError, MissingExtraError, ModelError, RagblameError
 from ragblame.records import (
     Alignment,
     Attribution,
@@ -90,9 +90,15 @@ class Debugger:
         """Load a scorer from a folder or the local cache, never from the network.
 
         ``model``: None for the shipped small model. ``is_own_model``: it wrote the answers. ``threads``: of
-        torch, None for its default. Raises ``ModelError`` when it cannot be loaded.
+        torch, None for its default. Raises ``ModelError`` when it cannot be loaded, ``MissingExtraError``
+        when torch or transformers is not installed.
         """
-        from ragblame.attribution.scorer import TransformersScorer
+        try:
+            from ragblame.attribution.scorer import TransformersScorer
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"a scorer needs {error.name}: pip install 'ragblame[attribution]'"
+            ) from error
 
         scorer = TransformersScorer.from_pretrained(
             model, is_own_model=is_own_model, threads=threads, batch_size=batch_size, device=device

