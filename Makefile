@@ -65,7 +65,7 @@ accuracy: $(VENV)/.all  ## held-out accuracy of the shipped small model
 	@$(BIN)/python -m ragblame.attribution.world.accuracy
 
 screenshot: $(VENV)/.dev  ## docs/triage.png from the demo, in real Chromium
-	@$(BIN)/python tests/screenshot.py docs
+	@$(BIN)/python -m tests.screenshot docs
 
 bench-capture: $(VENV)/.dev  ## what the callback adds to a chain, beside a no-op handler and a no-op tracer
 	@$(BIN)/python benchmarks/capture_overhead.py --write

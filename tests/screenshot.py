@@ -7,10 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from browsing import open_browser, screenshot, serve_page
-
 from ragblame import database, postgres
 from ragblame.settings import Settings
+from tests.browsing import open_browser, screenshot, serve_page
 
 TOLD = "distorted"  # the verdict whose example is shown: it has most to show
 
