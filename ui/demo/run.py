@@ -5,9 +5,7 @@ model answers as it likes, and the verdicts come from the worker.
 """
 
 import json
-import os
-import subprocess
-import sys
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -30,11 +28,11 @@ from ragblame.records import VerdictKind
 from ragblame.retriever.ingest import ingest_paths
 from ragblame.retriever.langchain import HybridRetriever
 from ragblame.retriever.minilm import MiniLMEmbeddings
-from ragblame.settings import Settings, load_settings
+from ragblame.settings import load_settings
 from ragblame.ui.demo.chain import build_chain
 from ragblame.ui.demo.chat import SmallChatModel
 from ragblame.ui.demo.worker_process import WorkerProcess
-from ragblame.ui.launch import streamlit_command
+from ragblame.ui.serving import require_free_port, serve_triage
 
 APP = "demo"
 K = 5  # chunks a question
@@ -76,6 +74,10 @@ class Stages:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the bars as they are; what follows is printed below them."""
         self._progress.stop()
 
     @contextmanager
@@ -108,6 +110,9 @@ def run_demo(*, no_ui: bool, json_output: bool, questions: int = 48) -> Summary:
     Raises ``RagblameError`` (each with the next step) when a part cannot be started or a trace is lost.
     """
     settings = load_settings()
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: no worker is left behind
+    if not no_ui:  # said now, not after a minute of work
+        require_free_port(settings.ui_address, settings.ui_port)
     summary = Summary()
     with Stages(summary) as stages:
         with stages.stage("start PostgreSQL and migrate"):
@@ -131,12 +136,15 @@ def run_demo(*, no_ui: bool, json_output: bool, questions: int = 48) -> Summary:
                 with stages.stage("attribute in the worker", len(trace_ids)) as stage:
                     summary.failed = worker.wait_for(conn, trace_ids, timeout=PATIENCE, on_progress=stage.at)
                 _read_results(conn, trace_ids, summary)
+                stages.stop()
+                _print(summary, json_output=json_output)
                 if not no_ui:
-                    _print(summary, json_output=json_output)
-                    _serve(settings)
-                    return summary
-    _print(summary, json_output=json_output)
+                    serve_triage(settings)  # the worker goes on beside it
     return summary
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _ingest(conn: psycopg.Connection, embeddings: MiniLMEmbeddings, stage: Stage) -> int:
@@ -233,18 +241,6 @@ def _print(summary: Summary, *, json_output: bool) -> None:
         told.append(f"\n{case['explanation']}", style="dim")
         table.add_row(verdict, str(count), told)
     console.print(table)
-    console.print(f"in {sum(summary.seconds.values()):.0f} s; run `ragblame ui` to see them", style="dim")
-
-
-def _serve(settings: Settings) -> None:
-    """The triage page on loopback until Ctrl-C; the worker goes on beside it."""
-    address, port = settings.ui_address, settings.ui_port
-    Console(stderr=True).print(f"\ntriage page: http://{address}:{port}   (Ctrl-C ends the demo)")
-    process = subprocess.Popen(
-        streamlit_command(address=address, port=port), env=os.environ.copy(), stdout=sys.stderr
+    console.print(
+        f"in {sum(summary.seconds.values()):.0f} s; `ragblame ui` shows them on the triage page", style="dim"
     )
-    try:
-        process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait(10)
