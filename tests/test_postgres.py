@@ -52,8 +52,9 @@ def test_pool_survives_kill_of_the_server(used_dir: Path) -> None:
             except psycopg.Error:
                 return False
 
+        # the killed server's own backend may answer for an instant, until it notices that it is alone
+        eventually(lambda: postgres.status(used_dir).server_pid not in (None, killed), 60)
         eventually(answers, 60)
-        assert pid_of(used_dir) != killed
         assert postgres.ensure_running(used_dir) == url
 
 
