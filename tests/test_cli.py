@@ -427,18 +427,6 @@ def test_ui_serves_and_leaves_nothing_behind(on_database: str) -> None:
 # Hostile answers -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def small_model() -> None:
-    """The shipped scorer, or the reason why these tests cannot run."""
-    pytest.importorskip("torch")
-    from ragblame.attribution.world import shipped
-
-    try:
-        shipped.model_path()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-
-
 CHUNK = Chunk(position=0, text="Pump P-12 runs at 40 bar. Call Ann.")
 PROMPT = (Message(role="human", text="Answer by this: Pump P-12 runs at 40 bar. Call Ann.\nWhat pressure?"),)
 HOSTILE = {
@@ -455,9 +443,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("trace", HOSTILE.values(), ids=list(HOSTILE))
-def test_explain_takes_any_answer(
-    small_model: None, on_database: str, capsys: pytest.CaptureFixture[str], trace: Trace
-) -> None:
+def test_explain_takes_any_answer(on_database: str, capsys: pytest.CaptureFixture[str], trace: Trace) -> None:
     """Whatever was recorded is attributed, shown without power over the terminal, and stored."""
     store(on_database, trace)
     assert cli.run(["explain", str(trace.id)]) == 0
@@ -469,7 +455,7 @@ def test_explain_takes_any_answer(
         assert conn.execute("SELECT state, error FROM attribution_run").fetchall() == [("done", None)]
 
 
-def test_explain_as_json(small_model: None, on_database: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_as_json(on_database: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One object on stdout with spans, verdicts and shares that sum to the reliance."""
     trace = make_trace(
         question="What pressure?", answer="Pump P-12 runs at 40 bar.", chunks=(CHUNK,), prompt=PROMPT
@@ -484,16 +470,14 @@ def test_explain_as_json(small_model: None, on_database: str, capsys: pytest.Cap
             assert sum(attribution["shares"]) == pytest.approx(attribution["reliance"], abs=1e-4)
 
 
-def test_explain_of_an_empty_answer(small_model: None, failure: Failure, on_database: str) -> None:
+def test_explain_of_an_empty_answer(failure: Failure, on_database: str) -> None:
     """There is nothing to attribute: one line, exit code not 0."""
     trace = make_trace(answer=" \n")
     store(on_database, trace)
     assert "the answer is empty" in failure(5, "explain", str(trace.id))
 
 
-def test_a_real_worker_attributes_what_was_imported(
-    small_model: None, on_database: str, answers: Path
-) -> None:
+def test_a_real_worker_attributes_what_was_imported(on_database: str, answers: Path) -> None:
     """Import, then `ragblame worker --once` as a process with the shipped model: attributed, none left."""
     assert cli.run(["import", str(answers)]) == 0
     found = command("worker", "--once")

@@ -13,7 +13,6 @@ import pytest
 from ragblame.attribution.debugger import Debugger
 from ragblame.attribution.inputs import ChunkInput
 from ragblame.attribution.scorer import TransformersScorer
-from ragblame.attribution.world import shipped
 from ragblame.errors import InputError, RagblameError
 from ragblame.records import (
     AlignmentState,
@@ -40,18 +39,6 @@ PROMPT = (
     + "".join(f"- {text}\n" for text in CHUNKS)
     + f"Question: {QUESTION}\nAnswer:"
 )
-
-
-def has_model() -> bool:
-    """Whether the trained small model is there."""
-    try:
-        shipped.model_path()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-needs_model = pytest.mark.skipif(not has_model(), reason="the small model is not trained yet")
 
 
 @cache
@@ -85,7 +72,6 @@ def trace_of(answer: str = ANSWER, **changes: Any) -> Trace:
     return replace(trace, **changes)
 
 
-@needs_model
 def test_a_grounded_value_is_blamed_on_its_chunk() -> None:
     """The chunk that states the port gets the largest share, and the verdict quotes it."""
     explanation = explained()
@@ -103,7 +89,6 @@ def test_a_grounded_value_is_blamed_on_its_chunk() -> None:
     assert explanation.fitness.is_fit
 
 
-@needs_model
 def test_numbers_add_up() -> None:
     """Shares sum to v(all) - v(none) within 1e-4 nats, and both are read off the table of coalitions."""
     explanation = explained()
@@ -130,7 +115,6 @@ def test_numbers_add_up() -> None:
     assert explanation.cost.backwards == 1
 
 
-@needs_model
 def test_a_chunk_that_did_not_reach_the_prompt_gets_nothing() -> None:
     """Evidence that was retrieved and dropped is the cause, and its share is exactly zero."""
     prompt = PROMPT.replace(f"- {CHUNKS[1]}\n", "")
@@ -143,7 +127,6 @@ def test_a_chunk_that_did_not_reach_the_prompt_gets_nothing() -> None:
     assert verdict.evidence == (1,)
 
 
-@needs_model
 def test_messages_without_a_prompt_are_assumed_and_said() -> None:
     """No recorded prompt: a default one is assumed, a note says so, and no alignment is claimed."""
     explanation = small_model().explain(question=QUESTION, chunks=CHUNKS, answer=ANSWER)
@@ -152,7 +135,6 @@ def test_messages_without_a_prompt_are_assumed_and_said() -> None:
     assert explanation.verdicts[0].verdict is VerdictKind.GROUNDED
 
 
-@needs_model
 def test_too_many_chunks_leave_the_text() -> None:
     """Beyond the limit of exact shares nothing is estimated: a note names the limit, the text decides."""
     scorer = small_model().scorer
@@ -165,7 +147,6 @@ def test_too_many_chunks_leave_the_text() -> None:
     assert explanation.heats
 
 
-@needs_model
 def test_work_stops_when_asked() -> None:
     """``should_abort`` is looked at between steps; progress names them in order."""
     steps: list[str] = []
@@ -186,7 +167,6 @@ def _noting(steps: list[str]) -> Any:
     return lambda step, part: steps.append(step)
 
 
-@needs_model
 def test_a_method_that_cannot_serve_becomes_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault of one method costs that method alone."""
     from ragblame.attribution.methods import rollout
@@ -281,7 +261,6 @@ def test_hostile_text_is_explained(text: str) -> None:
     assert len(explanation.verdicts) == len(explanation.spans) > 0
 
 
-@needs_model
 def test_a_long_answer_takes_seconds_and_is_judged_by_its_text() -> None:
     """An answer beyond the scorer's context is checked by its text, with a note."""
     answer = "The port of the Frostridge gateway is 2959 in Oslo. " * 10_000
@@ -294,7 +273,6 @@ def test_a_long_answer_takes_seconds_and_is_judged_by_its_text() -> None:
     assert {verdict.basis for verdict in explanation.verdicts} == {Basis.SUPPORT_ONLY}
 
 
-@needs_model
 def test_chat_messages_are_aligned() -> None:
     """Chunks in a system message and the question from the user: aligned where they stand."""
     messages = [

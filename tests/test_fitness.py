@@ -15,7 +15,7 @@ from ragblame.attribution.layout import build_layout
 from ragblame.attribution.scorer import TransformersScorer
 from ragblame.attribution.world.accuracy import draw_items
 from ragblame.attribution.world.answering import generate
-from ragblame.errors import ContextLengthError, InputError, ModelError
+from ragblame.errors import ContextLengthError, InputError
 from ragblame.records import Message
 from tests.tiny_models import tiny_tokenizer
 from tests.tiny_traces import tiny_trace
@@ -59,10 +59,7 @@ def test_wrong_shape_is_refused() -> None:
 @pytest.fixture(scope="module")
 def small_model() -> TransformersScorer:
     """The shipped small model."""
-    try:
-        return TransformersScorer.from_pretrained(None, threads=1)
-    except ModelError as error:
-        pytest.skip(f"the small model is not here: {error}")
+    return TransformersScorer.from_pretrained(None, threads=1)
 
 
 def test_small_model_is_unfit_for_real_english(small_model: TransformersScorer) -> None:
