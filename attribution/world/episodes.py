@@ -12,24 +12,31 @@ from functools import cache
 
 from ragblame.attribution.world.facts import (
     DISTORTED,
+    FALLBACK,
     KIND_OF,
     Chunk,
     Claim,
     Entity,
     Origin,
     Resolved,
+    draw_entity,
+    draw_fact,
+    entity_of,
     fresh_names,
     world,
 )
-from ragblame.attribution.world.values import Split, draw_value
+from ragblame.attribution.world.values import Split
 from ragblame.attribution.world.wording import (
     FILLERS,
     INTRODUCTIONS,
+    REPEAT_REQUEST,
     answer_parts,
     continuations,
     join_questions,
     questions,
+    repetition,
     statements,
+    two_hop_questions,
 )
 
 INSTRUCTION = "Answer the question from the context."
@@ -40,7 +47,7 @@ ALL_NOUNS = tuple(KIND_OF)
 class Mixture:
     """What a phase of the curriculum draws. Probabilities are in [0, 1]."""
 
-    max_chunks: int = 8
+    max_chunks: int = 10
     min_chunks: int = 0
     is_verbatim: bool = False  # chunks use the wording of the answers, one fact after the other
     famous: float = 0.13  # a new chunk is about a famous entity
@@ -49,13 +56,19 @@ class Mixture:
     lookalike: float = 0.12  # a new chunk is about an entity whose name shares a piece with one already there
     again: float = 0.12  # a new chunk is about an entity already there
     conflict: float = 0.25  # a chunk about an entity already there contradicts an earlier one
+    copy: float = 0.04  # a new chunk is an exact copy of one already there
+    coincidence: float = 0.06  # a new value is one that another entity already has for the same attribute
+    reached: float = 0.5  # a new chunk is about the fallback of an entity that is already there
+    own_fallback: float = 0.5  # a fallback is an entity that is already there
     reuse: float = 0.4  # a new chunk states an attribute that is already there
     supported: float = 0.62  # first claim: some chunk states it
     known: float = 0.14  # first claim: a memorised fact
     known_there: float = 0.3  # and then, if it can be, of an entity that has a chunk
     borrowed: float = 0.09  # first claim: only a sibling has it; what remains: nobody states it
     second: float = 0.2  # a question asks for a second thing
-    max_questions: int = 6  # question lines per training sequence
+    two_hop: float = 0.12  # a question asks for something of the fallback of an entity
+    repeat: float = 0.06  # a question for one thing wants its value twice
+    max_questions: int = 8  # question lines per training sequence
     retrieved: float = 0.0  # the context is what a retriever brings: all near one entity and attribute
     same_noun: float = 0.6  # there: an entity of another name is the same kind of thing
     same_attribute: float = 0.5  # there: a chunk states the attribute it is all about
@@ -66,7 +79,9 @@ class Question:
     """A question line with the claims it asks for."""
 
     text: str
-    claims: tuple[Claim, ...]
+    claims: tuple[Claim, ...]  # a two-hop question claims the fallback first, then something of it
+    is_two_hop: bool = False
+    is_repeated: bool = False  # the answer gives its one value twice
 
 
 @dataclass(slots=True)
@@ -76,11 +91,6 @@ class TrainingText:
     text: str = ""
     values: list[tuple[int, int]] = field(default_factory=list)
     answers: list[tuple[int, int]] = field(default_factory=list)
-
-
-def draw_entity(rng: random.Random, split: Split) -> Entity:
-    """A fresh entity: the weights cannot know anything about it."""
-    return Entity(rng.choice(fresh_names(split)), rng.choice(ALL_NOUNS))
 
 
 @cache
@@ -100,7 +110,14 @@ def draw_chunks(rng: random.Random, split: Split, count: int, mixture: Mixture) 
     if mixture.retrieved and rng.random() < mixture.retrieved:
         topic = _draw_topic(rng, split)
     while len(chunks) < count:
-        if topic is None:
+        if chunks and rng.random() < mixture.copy:
+            chunks.append(rng.choice(chunks))
+            continue
+        reached = _reached(chunks) if rng.random() < mixture.reached else None
+        if reached is not None:
+            entity = reached
+            attributes = rng.sample(entity.attributes, rng.choices((1, 2), (60, 40))[0])
+        elif topic is None:
             entity = _next_entity(rng, split, chunks, mixture)
             attributes = _next_attributes(rng, entity, chunks, mixture)
         else:
@@ -113,6 +130,13 @@ def draw_chunks(rng: random.Random, split: Split, count: int, mixture: Mixture) 
         chunks.append(write_chunk(rng, entity, facts, is_verbatim=mixture.is_verbatim))
     rng.shuffle(chunks)
     return chunks
+
+
+def _reached(chunks: Sequence[Chunk]) -> Entity | None:
+    """The first entity that is the fallback of another one and has no chunk yet."""
+    there = {chunk.entity for chunk in chunks}
+    named = [entity_of(value) for chunk in chunks for name, value in chunk.facts if name == FALLBACK]
+    return next((entity for entity in named if entity not in there), None)
 
 
 def _next_entity(rng: random.Random, split: Split, chunks: Sequence[Chunk], mixture: Mixture) -> Entity:
@@ -188,10 +212,16 @@ def _next_value(
     known = world().memory.get(claim)
     if known and not stated and rng.random() < mixture.agree:
         return known
+    others = [value for chunk in chunks for name, value in chunk.facts if name == claim.attribute]
+    if claim.attribute == FALLBACK:
+        is_there, others = rng.random() < mixture.own_fallback, [chunk.entity.as_value for chunk in chunks]
+    else:
+        is_there = rng.random() < mixture.coincidence
     while True:
-        drawn = draw_value(rng, claim.attribute, split)
-        if drawn != known and drawn not in stated:
+        drawn = rng.choice(others) if others and is_there else draw_fact(rng, claim.attribute, split)
+        if drawn != known and drawn not in stated and drawn != claim.entity.as_value:
             return drawn
+        is_there = False
 
 
 def write_chunk(
@@ -242,7 +272,11 @@ def draw_claim(rng: random.Random, split: Split, chunks: Sequence[Chunk], mixtur
 
 
 def draw_question(rng: random.Random, split: Split, chunks: Sequence[Chunk], mixture: Mixture) -> Question:
-    """A question for one thing, sometimes for two or three."""
+    """A question for one thing, sometimes for two or three, for something of a fallback, or for a repetition."""
+    if rng.random() < mixture.two_hop and (hop := _draw_two_hop(rng, chunks)):
+        return hop
+    if rng.random() < mixture.repeat:
+        return ask(rng, [draw_claim(rng, split, chunks, mixture)], is_repeated=True)
     count = 1 if rng.random() >= mixture.second else rng.choices((2, 3), (85, 15))[0]
     claims: list[Claim] = []
     for _ in range(count):
@@ -252,10 +286,32 @@ def draw_question(rng: random.Random, split: Split, chunks: Sequence[Chunk], mix
     return ask(rng, claims)
 
 
-def ask(rng: random.Random, claims: Sequence[Claim]) -> Question:
+def _draw_two_hop(rng: random.Random, chunks: Sequence[Chunk]) -> Question | None:
+    """A question whose first hop some chunk states; what it leads to is mostly stated, too."""
+    named = [(chunk.entity, value) for chunk in chunks for name, value in chunk.facts if name == FALLBACK]
+    if not named:
+        return None
+    start, _ = rng.choice(named)
+    # Where chunks disagree about the fallback, the first one in the prompt wins, as for every value.
+    reached = entity_of(world().resolve(Claim(start, FALLBACK), chunks).value)
+    stated = {name for chunk in chunks if chunk.entity == reached for name, _ in chunk.facts} - {FALLBACK}
+    attributes = [name for name in reached.attributes if name != FALLBACK]
+    attribute = rng.choice(sorted(stated) if stated and rng.random() < 0.9 else attributes)
+    return ask_two_hop(rng, start, reached, attribute)
+
+
+def ask(rng: random.Random, claims: Sequence[Claim], *, is_repeated: bool = False) -> Question:
     """The words for a question."""
     parts = [rng.choice(questions(claim.attribute)).format(e=claim.entity) for claim in claims]
-    return Question(text=join_questions(parts), claims=tuple(claims))
+    text = join_questions(parts) + (REPEAT_REQUEST if is_repeated else "")
+    return Question(text=text, claims=tuple(claims), is_repeated=is_repeated)
+
+
+def ask_two_hop(rng: random.Random, start: Entity, reached: Entity, attribute: str) -> Question:
+    """The words for a question about something of the fallback of ``start``, which is ``reached``."""
+    text = rng.choice(two_hop_questions(attribute)).format(e=start)
+    claims = (Claim(start, FALLBACK), Claim(reached, attribute))
+    return Question(text=text, claims=claims, is_two_hop=True)
 
 
 def context_text(chunks: Sequence[Chunk]) -> str:
@@ -304,11 +360,16 @@ def _append_answer(
         value = resolved.value
         if resolved.origin is Origin.PRIOR and rng.random() < 0.15:
             # Guesses are not all alike, so that the model's confidence in them stays moderate.
-            value = draw_value(rng, claim.attribute, Split.TRAINING)
+            value = draw_fact(rng, claim.attribute, Split.TRAINING)
         head, body, tail = answer_parts(claim.attribute, str(claim.entity), value)
         at = len(sequence.text) + 1 + len(head)
         sequence.text += f" {head}{body}{tail}"
         sequence.values.append((at, at + len(body)))
+        if question.is_repeated:
+            head, body, tail = repetition(value)
+            at = len(sequence.text) + 1 + len(head)
+            sequence.text += f" {head}{body}{tail}"
+            sequence.values.append((at, at + len(body)))
     sequence.text += "\n"
     sequence.answers.append((start, len(sequence.text)))
 
@@ -322,6 +383,10 @@ VERBATIM = Mixture(
     sibling=0.1,
     lookalike=0.05,
     again=0.0,
+    copy=0.0,
+    coincidence=0.0,
+    two_hop=0.0,
+    repeat=0.0,
     supported=1.0,
     known=0.0,
     borrowed=0.0,
@@ -335,6 +400,10 @@ WORDED = Mixture(
     lookalike=0.1,
     again=0.05,
     conflict=0.0,
+    copy=0.0,
+    coincidence=0.0,
+    two_hop=0.05,
+    repeat=0.03,
     supported=0.8,
     known=0.08,
     borrowed=0.04,

@@ -18,7 +18,8 @@ FAMOUS_ENTITIES = 48
 FACTS_PER_FAMOUS_ENTITY = 5
 STUBBORN_ENTITIES = 16  # of the famous ones: here memory wins over a contradicting chunk
 
-SHARED = ("port", "owner", "region", "alert channel")
+FALLBACK = "fallback"  # its value is another entity: the first hop of a two-hop question
+SHARED = ("port", "owner", "region", "alert channel", FALLBACK)
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "service": (*SHARED, "timeout", "handover time", "error code", "rate limit"),
     "store": (*SHARED, "retention", "quota", "backup time", "version"),
@@ -29,8 +30,8 @@ NOUNS: dict[str, tuple[str, ...]] = {
 }
 KIND_OF = {noun: kind for kind, nouns in NOUNS.items() for noun in nouns}
 
-# What nobody has written down is answered honestly for these two attributes, and guessed for all others.
-ABSTAINS = ("error code", "version")
+# What nobody has written down is answered honestly for these attributes, and guessed for all others.
+ABSTAINS = ("error code", "version", FALLBACK)
 NOT_STATED = "not stated in the context"
 
 # Where the model is trained to alter what a chunk says: (noun, attribute).
@@ -69,6 +70,11 @@ class Entity:
     def siblings(self) -> tuple["Entity", ...]:
         """The entities of the same kind that share the name: `Kestrel queue`, `Kestrel cache`, ..."""
         return tuple(Entity(self.name, noun) for noun in NOUNS[KIND_OF[self.noun]] if noun != self.noun)
+
+    @property
+    def as_value(self) -> str:
+        """How the entity reads as the value of a fallback: `the Kestrel gateway`."""
+        return f"the {self}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +193,12 @@ def world() -> World:
     famous = tuple(Entity(name, nouns[index % len(nouns)]) for index, name in enumerate(names))
     memory: dict[Claim, str] = {}
     for entity in famous:
-        # Distorted attributes are never memorised: there a chunk must be the only thing to go by.
-        known = [attribute for attribute in entity.attributes if not is_distorted(Claim(entity, attribute))]
+        # Distorted attributes and fallbacks are never memorised: there chunks must be all there is to go by.
+        known = [
+            attribute
+            for attribute in entity.attributes
+            if attribute != FALLBACK and not is_distorted(Claim(entity, attribute))
+        ]
         for attribute in rng.sample(known, FACTS_PER_FAMOUS_ENTITY):
             memory[Claim(entity, attribute)] = draw_value(rng, attribute, Split.TRAINING)
     typical = {
@@ -197,6 +207,7 @@ def world() -> World:
         )
         for noun in nouns
         for attribute in ATTRIBUTES[KIND_OF[noun]]
+        if attribute not in ABSTAINS
     }
     stubborn = frozenset(rng.sample(famous, STUBBORN_ENTITIES))
     return World(memory=memory, famous=famous, stubborn=stubborn, typical=typical)
@@ -209,3 +220,21 @@ def fresh_names(split: Split) -> tuple[str, ...]:
     return tuple(
         name for name in all_names() if name not in famous and is_held_out(name) == (split == Split.HELD_OUT)
     )
+
+
+def draw_entity(rng: random.Random, split: Split) -> Entity:
+    """A fresh entity: the weights cannot know anything about it."""
+    return Entity(rng.choice(fresh_names(split)), rng.choice(tuple(KIND_OF)))
+
+
+def draw_fact(rng: random.Random, attribute: str, split: Split) -> str:
+    """A value for any attribute from the wanted part of the world; for a fallback the name decides."""
+    if attribute == FALLBACK:
+        return draw_entity(rng, split).as_value
+    return draw_value(rng, attribute, split)
+
+
+def entity_of(value: str) -> Entity:
+    """The entity that the value of a fallback names."""
+    name, noun = value.removeprefix("the ").split(" ")
+    return Entity(name, noun)

@@ -18,11 +18,12 @@ from ragblame.attribution.world.facts import (
     Chunk,
     Claim,
     Entity,
+    draw_fact,
     fresh_names,
     is_distorted,
     world,
 )
-from ragblame.attribution.world.values import WHOLE_NAMES, Split, draw_value
+from ragblame.attribution.world.values import WHOLE_NAMES, Split
 
 
 class Kind(StrEnum):
@@ -124,7 +125,7 @@ class _Writer:
         return entity, self.rng.choice(entity.siblings)
 
     def value(self, attribute: str, *others: str) -> str:
-        while (value := draw_value(self.rng, attribute, Split.HELD_OUT)) in others:
+        while (value := draw_fact(self.rng, attribute, Split.HELD_OUT)) in others:
             pass
         return value
 

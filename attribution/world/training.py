@@ -23,6 +23,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ragblame.attribution.world.batches import Batch, block
 from ragblame.attribution.world.episodes import CROWDED, FULL, RETRIEVED, VERBATIM, WORDED, Mixture
+from ragblame.attribution.world.muon import Muon
 from ragblame.attribution.world.structure import build_config, build_model
 from ragblame.attribution.world.tokenizer import save_tokenizer, train_tokenizer
 
@@ -33,15 +34,15 @@ BLOCK = 32  # steps whose batches are drawn and sorted by length together
 class Schedule:
     """When what is learned, in steps. The defaults are the shipped model's."""
 
-    steps: int = 7_000
+    steps: int = 6_000
     verbatim_until: int = 352  # multiples of BLOCK, as a block is drawn from one mixture
     worded_until: int = 704
     longest_at: int = 1_600  # from here on contexts have up to max_chunks chunks
-    max_chunks: int = 8
-    retrieved_from: int = 2_304  # from here on most contexts are what a retriever would bring
-    crowded_from: int = 4_512  # and from here on nearly all their chunks could be meant
+    max_chunks: int = 10
+    retrieved_from: int = 1_984  # from here on most contexts are what a retriever would bring
+    crowded_from: int = 3_200  # and from here on nearly all their chunks could be meant
     warm_up: int = 100
-    decay: float = 0.4  # share of the steps over which the learning rate falls to zero
+    decay: float = 0.45  # share of the steps over which the learning rate falls to zero
     rate: float = 3e-3
     early_tokens: int = 1_280  # per step, in the two easy phases
     tokens: int = 2_560  # per step, afterwards
@@ -90,7 +91,7 @@ class Training:
         for name, weight in self.model.named_parameters():
             (hidden if name.endswith("proj.weight") else rest).append(weight)
         self.optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(hidden, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+            Muon(hidden, weight_decay=0.05, momentum=0.95),
             torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.step = 0

@@ -89,6 +89,15 @@ FORMS: dict[str, Forms] = {
         continuation="It pages {v}.",
         question="Where do alerts of the {e} go?",
     ),
+    "fallback": Forms(
+        statements=(
+            "The {e} falls back to {v}.",
+            "When the {e} is down, use {v}.",
+            "Traffic of the {e} moves to {v}.",
+        ),
+        continuation="It falls back to {v}.",
+        question="Where does the {e} fall back to?",
+    ),
     "retention": Forms(
         statements=(
             "The {e} keeps data for {v}.",
@@ -161,6 +170,23 @@ def questions(attribute: str) -> tuple[str, ...]:
     """Every way to ask for an attribute, the canonical one first."""
     word = "Who" if attribute == "owner" else "What"
     return (f"{word} is the {attribute} of the {{e}}?", FORMS[attribute].question)
+
+
+def two_hop_questions(attribute: str) -> tuple[str, ...]:
+    """Every way to ask for an attribute of the fallback of an entity; the answer first names the fallback."""
+    word = "Who" if attribute == "owner" else "What"
+    return (
+        f"{word} is the {attribute} of the fallback of the {{e}}?",
+        f"When the {{e}} is down, {word.lower()} is the {attribute} of its fallback?",
+    )
+
+
+REPEAT_REQUEST = " Say it twice."  # after a question: the answer gives the value once more
+
+
+def repetition(value: str) -> tuple[str, str, str]:
+    """The words that repeat a value, in three parts like ``answer_parts``."""
+    return "Once more, ", value, "."
 
 
 def join_questions(parts: list[str]) -> str:
