@@ -35,8 +35,10 @@ from ragblame.attribution.world.wording import (
     join_questions,
     questions,
     repetition,
+    sentence_forms,
     statements,
     two_hop_questions,
+    withheld,
 )
 
 INSTRUCTION = "Answer the question from the context."
@@ -80,6 +82,7 @@ class Question:
 
     text: str
     claims: tuple[Claim, ...]  # a two-hop question claims the fallback first, then something of it
+    forms: tuple[int, ...]  # number of the question form of each claim; of the one question when two-hop
     is_two_hop: bool = False
     is_repeated: bool = False  # the answer gives its one value twice
 
@@ -229,18 +232,22 @@ def write_chunk(
 ) -> Chunk:
     """The paragraph that states these facts, as a runbook would word them."""
     sentences: list[str] = []
+    forms: list[int] = []
     if not is_verbatim and rng.random() < 0.12:
         sentences.append(rng.choice(INTRODUCTIONS).format(e=entity))
     for attribute, value in facts:
-        forms = statements(attribute)
+        full = len(statements(attribute))
         if is_verbatim:
-            forms = forms[:1]
+            form = 0
         elif sentences and rng.random() < 0.6:
-            forms = continuations(attribute)
-        sentences.append(rng.choice(forms).format(e=entity, v=value))
+            form = full + rng.randrange(len(continuations(attribute)))
+        else:
+            form = rng.randrange(full)
+        forms.append(form)
+        sentences.append(sentence_forms(attribute)[form].format(e=entity, v=value))
     if not is_verbatim and len(sentences) < 3 and rng.random() < 0.12:
         sentences.append(rng.choice(FILLERS))
-    return Chunk(text=" ".join(sentences), entity=entity, facts=tuple(facts))
+    return Chunk(text=" ".join(sentences), entity=entity, facts=tuple(facts), forms=tuple(forms))
 
 
 def draw_claim(rng: random.Random, split: Split, chunks: Sequence[Chunk], mixture: Mixture) -> Claim:
@@ -272,7 +279,19 @@ def draw_claim(rng: random.Random, split: Split, chunks: Sequence[Chunk], mixtur
 
 
 def draw_question(rng: random.Random, split: Split, chunks: Sequence[Chunk], mixture: Mixture) -> Question:
-    """A question for one thing, sometimes for two or three, for something of a fallback, or for a repetition."""
+    """A question for one thing, sometimes for two or three, for something of a fallback, or for a repetition.
+
+    Training never asks a pair of wordings that ``wording.withheld`` keeps for the evaluations.
+    """
+    while True:
+        question = _draw_any_question(rng, split, chunks, mixture)
+        if split is Split.HELD_OUT or not is_withheld(question, chunks):
+            return question
+
+
+def _draw_any_question(
+    rng: random.Random, split: Split, chunks: Sequence[Chunk], mixture: Mixture
+) -> Question:
     if rng.random() < mixture.two_hop and (hop := _draw_two_hop(rng, chunks)):
         return hop
     if rng.random() < mixture.repeat:
@@ -284,6 +303,16 @@ def draw_question(rng: random.Random, split: Split, chunks: Sequence[Chunk], mix
         if claim not in claims:
             claims.append(claim)
     return ask(rng, claims)
+
+
+def is_withheld(question: Question, chunks: Sequence[Chunk]) -> bool:
+    """True where some chunk words what is asked in a way that training never pairs with this question."""
+    asked = question.claims[-1:] if question.is_two_hop else question.claims
+    return any(
+        (chunk.form(claim), form) in withheld(claim.attribute)
+        for claim, form in zip(asked, question.forms, strict=True)
+        for chunk in chunks
+    )
 
 
 def _draw_two_hop(rng: random.Random, chunks: Sequence[Chunk]) -> Question | None:
@@ -302,16 +331,21 @@ def _draw_two_hop(rng: random.Random, chunks: Sequence[Chunk]) -> Question | Non
 
 def ask(rng: random.Random, claims: Sequence[Claim], *, is_repeated: bool = False) -> Question:
     """The words for a question."""
-    parts = [rng.choice(questions(claim.attribute)).format(e=claim.entity) for claim in claims]
+    forms = tuple(rng.randrange(len(questions(claim.attribute))) for claim in claims)
+    parts = [
+        questions(claim.attribute)[form].format(e=claim.entity)
+        for claim, form in zip(claims, forms, strict=True)
+    ]
     text = join_questions(parts) + (REPEAT_REQUEST if is_repeated else "")
-    return Question(text=text, claims=tuple(claims), is_repeated=is_repeated)
+    return Question(text=text, claims=tuple(claims), forms=forms, is_repeated=is_repeated)
 
 
 def ask_two_hop(rng: random.Random, start: Entity, reached: Entity, attribute: str) -> Question:
     """The words for a question about something of the fallback of ``start``, which is ``reached``."""
-    text = rng.choice(two_hop_questions(attribute)).format(e=start)
+    forms = two_hop_questions(attribute)
+    form = rng.randrange(len(forms))
     claims = (Claim(start, FALLBACK), Claim(reached, attribute))
-    return Question(text=text, claims=claims, is_two_hop=True)
+    return Question(text=forms[form].format(e=start), claims=claims, forms=(form,), is_two_hop=True)
 
 
 def context_text(chunks: Sequence[Chunk]) -> str:

@@ -92,10 +92,18 @@ class Chunk:
     text: str
     entity: Entity
     facts: tuple[tuple[str, str], ...] = ()  # (attribute, value) in the order of the sentences
+    forms: tuple[int, ...] = ()  # number of the sentence form of each fact, see ``wording.sentence_forms``
 
     def value(self, claim: Claim) -> str | None:
         """The value this chunk states for the claim, if any."""
         return dict(self.facts).get(claim.attribute) if claim.entity == self.entity else None
+
+    def form(self, claim: Claim) -> int | None:
+        """The number of the sentence form that states the claim here, if one does."""
+        if claim.entity != self.entity:
+            return None
+        pairs = zip(self.facts, self.forms, strict=True)
+        return next((form for (name, _), form in pairs if name == claim.attribute), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,9 @@ It exists apart from the facts so that a reader can see, on one page, every kind
 trained on. In every form the value follows the subject, as it does in most runbooks.
 """
 
+import random
 from dataclasses import dataclass
+from functools import cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +166,22 @@ def statements(attribute: str) -> tuple[str, ...]:
 def continuations(attribute: str) -> tuple[str, ...]:
     """Forms that lean on the sentence before them for their subject."""
     return (f"Its {attribute} is {{v}}.", FORMS[attribute].continuation)
+
+
+def sentence_forms(attribute: str) -> tuple[str, ...]:
+    """Every sentence that can state an attribute; a form's number is its place here."""
+    return (*statements(attribute), *continuations(attribute))
+
+
+@cache
+def withheld(attribute: str) -> frozenset[tuple[int, int]]:
+    """Pairs (number of a sentence form, number of a question form) that no training text brings together.
+
+    About one pair in six, never with the canonical sentence; the evaluations ask exactly these.
+    """
+    rng = random.Random(f"withheld {attribute}")
+    forms = rng.sample(range(1, len(sentence_forms(attribute))), 2)
+    return frozenset((form, rng.randrange(len(questions(attribute)))) for form in forms)
 
 
 def questions(attribute: str) -> tuple[str, ...]:
