@@ -6,6 +6,7 @@ this project gives about the small model comes from what the model really writes
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from ragblame.attribution.world.facts import Claim
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
 BATCH = 32  # prompts generated together
 LONGEST_ANSWER = 96  # tokens
+# A version has a full stop inside, so a sentence ends where the next one starts.
+_END = r"\.(?= The | Once more, |$)"
+_STATEMENT = re.compile(
+    rf"The (?P<attribute>[a-z ]+?) of the (?P<entity>[A-Z]\w+ [a-z]+) is (?P<value>.+?){_END}"
+)
+_REPETITION = re.compile(rf"Once more, (?P<value>.+?){_END}")
 
 
 def generate(
@@ -48,12 +55,40 @@ def generate(
     return answers
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """One sentence of an answer, read: what it says about whom, and where its value stands."""
+
+    attribute: str
+    entity: str  # "Kestrel gateway"
+    value: str
+    start: int  # code points of the value in the answer
+    end: int
+
+
+def read_statements(answer: str) -> list[Statement]:
+    """Every sentence of an answer that has the form the model was trained on, in order."""
+    return [
+        Statement(
+            attribute=match["attribute"],
+            entity=match["entity"],
+            value=match["value"],
+            start=match.start("value"),
+            end=match.end("value"),
+        )
+        for match in _STATEMENT.finditer(answer)
+    ]
+
+
+def read_repetition(answer: str) -> tuple[int, int] | None:
+    """Where an answer gives its value a second time, in code points; None when it does not."""
+    match = _REPETITION.search(answer)
+    return None if match is None else match.span("value")
+
+
 def stated_values(answer: str, claims: Sequence[Claim]) -> list[str | None]:
     """The value the answer gives for each claim; None where no sentence names subject and attribute."""
-    found: list[str | None] = []
-    for claim in claims:
-        head = re.escape(f"The {claim.attribute} of the {claim.entity} is ")
-        # A version has a full stop inside, so a sentence ends where the next one starts.
-        match = re.search(head + r"(.+?)\.(?= The |$)", answer)
-        found.append(match.group(1) if match else None)
-    return found
+    said = {}
+    for one in read_statements(answer):
+        said.setdefault((one.attribute, one.entity), one.value)
+    return [said.get((claim.attribute, str(claim.entity))) for claim in claims]

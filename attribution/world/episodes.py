@@ -329,9 +329,15 @@ def _draw_two_hop(rng: random.Random, chunks: Sequence[Chunk]) -> Question | Non
     return ask_two_hop(rng, start, reached, attribute)
 
 
-def ask(rng: random.Random, claims: Sequence[Claim], *, is_repeated: bool = False) -> Question:
-    """The words for a question."""
-    forms = tuple(rng.randrange(len(questions(claim.attribute))) for claim in claims)
+def ask(
+    rng: random.Random,
+    claims: Sequence[Claim],
+    *,
+    is_repeated: bool = False,
+    forms: tuple[int, ...] | None = None,
+) -> Question:
+    """The words for a question; ``forms`` names the question form of each claim, else they are drawn."""
+    forms = forms or tuple(rng.randrange(len(questions(claim.attribute))) for claim in claims)
     parts = [
         questions(claim.attribute)[form].format(e=claim.entity)
         for claim, form in zip(claims, forms, strict=True)
@@ -340,12 +346,14 @@ def ask(rng: random.Random, claims: Sequence[Claim], *, is_repeated: bool = Fals
     return Question(text=text, claims=tuple(claims), forms=forms, is_repeated=is_repeated)
 
 
-def ask_two_hop(rng: random.Random, start: Entity, reached: Entity, attribute: str) -> Question:
+def ask_two_hop(
+    rng: random.Random, start: Entity, reached: Entity, attribute: str, *, form: int | None = None
+) -> Question:
     """The words for a question about something of the fallback of ``start``, which is ``reached``."""
-    forms = two_hop_questions(attribute)
-    form = rng.randrange(len(forms))
+    texts = two_hop_questions(attribute)
+    form = rng.randrange(len(texts)) if form is None else form
     claims = (Claim(start, FALLBACK), Claim(reached, attribute))
-    return Question(text=forms[form].format(e=start), claims=claims, forms=(form,), is_two_hop=True)
+    return Question(text=texts[form].format(e=start), claims=claims, forms=(form,), is_two_hop=True)
 
 
 def context_text(chunks: Sequence[Chunk]) -> str:
