@@ -4,32 +4,19 @@ With `--write` a benchmark also puts its table into RESULTS.md, in the place of 
 """
 
 import json
-import os
-import platform
 import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from ragblame.attribution.evaluation.evidence import Bar, Evidence, Sense, Table, environment
+from ragblame.attribution.evaluation.markdown import to_markdown
+from ragblame.attribution.evaluation.terminal import show
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PACKAGES = ("torch", "transformers", "captum", "shap", "langchain-core", "psycopg")
-
-
-def environment() -> dict[str, str]:
-    """What the figures depend on besides the code."""
-    facts = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": str(os.cpu_count()),
-        "load": f"{os.getloadavg()[0]:.1f}",
-    }
-    return facts | {name: version(name) for name in PACKAGES}
 
 
 def interleaved(
@@ -54,66 +41,35 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
     return middle, low, high
 
 
-def bar(name: str, value: float, sense: str, bound: float) -> dict[str, Any]:
+def bar(name: str, value: float, sense: Sense, bound: float) -> Bar:
     """One acceptance bar; a bar that does not hold is printed, never dropped."""
-    holds = value >= bound if sense == ">=" else value <= bound
-    return {"name": name, "value": value, "bound": bound, "sense": sense, "holds": holds}
+    return Bar(name=name, value=value, sense=sense, bound=bound)
 
 
-def report(
-    name: str, rows: Sequence[Mapping[str, Any]], bars: Sequence[Mapping[str, Any]], *, seed: int = 0
-) -> None:
+def report(name: str, rows: Sequence[Mapping[str, Any]], bars: Sequence[Bar], *, seed: int = 0) -> None:
     """Print the table, or with `--json` on the command line the object."""
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    table = Table(title=name, columns=tuple(rows[0]), rows=tuple(tuple(row.values()) for row in rows))
+    evidence = Evidence(
+        name=name,
+        command=" ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        seed=seed,
+        environment=environment(PACKAGES),
+        tables=(table,),
+        bars=tuple(bars),
+    )
     if "--write" in sys.argv:
-        _write(name, command, rows, bars)
+        _write(evidence)
     if "--json" in sys.argv:
-        result = {
-            "name": name,
-            "environment": environment(),
-            "command": command,
-            "seed": seed,
-            "rows": list(rows),
-            "bars": list(bars),
-        }
-        print(json.dumps(result, indent=2))
-        return
-    console = Console()
-    table = Table(title=f"{name}   ({command})")
-    for column in rows[0]:
-        table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
-    for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-    console.print(table)
-    for entry in bars:
-        mark = "holds" if entry["holds"] else "FALLS SHORT"
-        console.print(f"{entry['name']}: {entry['value']:.3g} {entry['sense']} {entry['bound']:.3g}: {mark}")
-    console.print("  ".join(f"{key} {value}" for key, value in environment().items()), style="dim")
+        print(json.dumps(evidence.to_json(), indent=2))
+    else:
+        show(evidence)
 
 
-def _write(
-    name: str, command: str, rows: Sequence[Mapping[str, Any]], bars: Sequence[Mapping[str, Any]]
-) -> None:
+def _write(evidence: Evidence) -> None:
     """Replace this benchmark's section of RESULTS.md, or add it."""
-    lines = [
-        f"## {name}",
-        "",
-        f"`{command}`",
-        "",
-        f"| {' | '.join(rows[0])} |",
-        "| --- " * len(rows[0]) + "|",
-    ]
-    for row in rows:
-        cells = (f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values())
-        lines.append(f"| {' | '.join(cells)} |")
-    lines.append("")
-    for entry in bars:
-        mark = "holds" if entry["holds"] else "**falls short**"
-        lines.append(f"- {entry['name']}: {entry['value']:.3g} {entry['sense']} {entry['bound']:.3g}: {mark}")
-    lines += ["", ", ".join(f"{key} {value}" for key, value in environment().items()), ""]
-    section = "\n".join(lines)
+    section = to_markdown(evidence)
     text = RESULTS.read_text("utf-8") if RESULTS.exists() else "# Results\n\n"
-    pattern = re.compile(rf"^## {re.escape(name)}$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(rf"^{re.escape(section.splitlines()[0])}$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
     old = pattern.search(text)
     text = (
         text[: old.start()] + section + "\n" + text[old.end() :] if old else text.rstrip() + "\n\n" + section

@@ -79,11 +79,14 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
 
+    @property
+    def is_words(self) -> tuple[bool, ...]:
+        """Per column: does it hold only text? The others are figures, and stand to the right."""
+        return tuple(all(isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns)))
+
     def __post_init__(self) -> None:
-        if len(set(self.columns)) != len(self.columns) or TABLE in self.columns:
-            raise ValueError(
-                f"{self.title}: columns must differ, and none is called {TABLE!r}: {self.columns}"
-            )
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"{self.title}: two columns of one name: {self.columns}")
         if any(len(row) != len(self.columns) for row in self.rows):
             raise ValueError(f"{self.title}: a row does not have {len(self.columns)} cells")
         for cell in (cell for row in self.rows for cell in row):
@@ -104,6 +107,12 @@ class Confusion:
         if [len(row) for row in self.counts] != [len(self.labels)] * len(self.labels):
             raise ValueError(f"{self.title}: counts must be {len(self.labels)} x {len(self.labels)}")
 
+    def as_table(self) -> Table:
+        """The same as a table, for a face that has no tints: a row is what is true."""
+        rows: tuple[tuple[Cell, ...], ...]
+        rows = tuple((label, *counts) for label, counts in zip(self.labels, self.counts, strict=True))
+        return Table(title=self.title, columns=("true, then given:", *self.labels), rows=rows, note=self.note)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reliability:
@@ -113,6 +122,15 @@ class Reliability:
     bins: tuple[Bin, ...]
     ece: float  # [0, 1], expected calibration error
     note: str = ""
+
+    def as_table(self) -> Table:
+        """The bins as a table."""
+        return Table(
+            title=self.title,
+            columns=("probability", "rows", "mean given", "came true"),
+            rows=tuple((f"{b.low:.2f} to {b.high:.2f}", b.count, b.mean, b.share) for b in self.bins),
+            note=self.note,
+        )
 
 
 def environment(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
@@ -144,6 +162,12 @@ class Evidence:
     reliabilities: tuple[Reliability, ...] = ()
     bars: tuple[Bar, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(TABLE in table.columns for table in self.tables):
+            raise ValueError(
+                f"{self.name}: no column can be called {TABLE!r}, the key of a row's table in JSON"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The object of every evaluation and benchmark: plain values, NaN and infinity as null.
@@ -211,6 +235,8 @@ def from_json(value: Any) -> Evidence:
 
 
 def _read(value: Any) -> Evidence:
+    if len(value["rows"]) != sum(entry["rows"] for entry in value["tables"]):
+        raise ValueError("not as many rows as its tables have")
     rows = iter(value["rows"])
     return Evidence(
         name=value["name"],
@@ -282,26 +308,3 @@ def _cell(value: Any) -> Cell:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def shown(value: Cell) -> str:
-    """A cell as every face shows it: one line, no control characters, an interval behind its figure."""
-    if isinstance(value, Estimate):
-        figure = shown(value.value)
-        return figure if math.isnan(value.value) else f"{figure} ({shown(value.low)} to {shown(value.high)})"
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(str(value).split()))
-
-
-def bar_line(bar: Bar) -> str:
-    """A bar in words, without its name: figure, interval, bound."""
-    interval = "" if bar.low is None else f" ({shown(bar.low)} to {shown(bar.high)})"
-    return f"{shown(bar.value)}{interval} {bar.sense} {shown(float(bar.bound))}"
-
-
-def verdict(bar: Bar) -> str:
-    """Whether a bar holds, in words."""
-    return "holds" if bar.holds else "falls short"

@@ -80,12 +80,12 @@ class _Resampler:
         self._sizes = np.array([len(rows) for rows in groups], dtype=np.intp)
         self._starts = np.cumsum(self._sizes) - self._sizes
         ends = np.cumsum([len(stratum) for stratum in members.values()])
-        self._strata = [np.arange(end - len(s), end) for end, s in zip(ends, members.values(), strict=True)]
+        self._strata = [(end - len(s), end, len(s)) for end, s in zip(ends, members.values(), strict=True)]
 
     def draw(self, rng: np.random.Generator) -> NDArray[np.intp]:
         """One resample of the rows; its length varies when clusters differ in size."""
         picked = rng.integers(len(self._strata), size=len(self._strata))
-        clusters = np.concatenate([rng.choice(self._strata[s], len(self._strata[s])) for s in picked])
+        clusters = np.concatenate([rng.integers(*self._strata[s]) for s in picked])
         sizes = self._sizes[clusters]
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         resampled: NDArray[np.intp] = self.rows[np.repeat(self._starts[clusters], sizes) + within]
