@@ -52,7 +52,16 @@ class ScoredAnswer:
 
 
 def with_worst_span(row: LabelledAnswer, spans: Sequence[ScoredSpan]) -> ScoredAnswer:
-    """An answer is as doubtful as its most doubtful span; without spans not at all."""
+    """An answer is as doubtful as its most doubtful span; without spans not at all.
+
+    Raises ``ValueError`` for spans that overlap, leave the answer, or are scored outside [0, 1]: a scorer at
+    fault must not pass for a bad one.
+    """
+    at = 0
+    for span in spans:
+        if not at <= span.start < span.end <= len(row.answer) or not 0.0 <= span.score <= 1.0:
+            raise ValueError(f"{row.id}: no span of its answer, or out of order: {span}")
+        at = span.end
     return ScoredAnswer(row=row, spans=tuple(spans), score=max((s.score for s in spans), default=0.0))
 
 
@@ -127,27 +136,26 @@ def spans(scored: Sequence[ScoredAnswer], counted: Counted) -> Items:
     A label is found when any span that overlaps it is flagged, so its score is the highest of theirs. Spans
     that overlap none but other labels are left out.
     """
-    judged: tuple[list[int], list[float], list[bool], list[bool]] = ([], [], [], [])
-    wanted: tuple[list[int], list[float], list[bool]] = ([], [], [])
+    judged: list[tuple[int, float, bool, bool]] = []  # answer, score, flagged, right
+    wanted: list[tuple[int, float, bool]] = []
     for index, answer in enumerate(scored):
         labels = answer.row.labels
         for span in answer.spans:
             met = [label for label in labels if label.start < span.end and span.start < label.end]
             is_right = any(counted(label) for label in met)
-            if met and not is_right:
-                continue
-            for column, value in zip(judged, (index, span.score, span.is_flagged, is_right), strict=True):
-                column.append(value)  # type: ignore[arg-type]
+            if is_right or not met:
+                judged.append((index, span.score, span.is_flagged, is_right))
         for label in labels:
             if counted(label):
                 over = [span for span in answer.spans if label.start < span.end and span.start < label.end]
-                wanted[0].append(index)
-                wanted[1].append(max((span.score for span in over), default=-np.inf))
-                wanted[2].append(any(span.is_flagged for span in over))
+                score = max((span.score for span in over), default=-np.inf)
+                wanted.append((index, score, any(span.is_flagged for span in over)))
+    rows, scores, flagged = [x[0] for x in judged], [x[1] for x in judged], [x[2] for x in judged]
+    found = [x[0] for x in wanted], [x[1] for x in wanted], [1.0] * len(wanted), [x[2] for x in wanted]
     return Items(
-        judged=_points(judged[0], judged[1], [1.0] * len(judged[0]), judged[2]),
-        is_right=np.array(judged[3], dtype=np.bool_),
-        wanted=_points(wanted[0], wanted[1], [1.0] * len(wanted[0]), wanted[2]),
+        judged=_points(rows, scores, [1.0] * len(rows), flagged),
+        is_right=np.array([x[3] for x in judged], dtype=np.bool_),
+        wanted=_points(*found),
     )
 
 

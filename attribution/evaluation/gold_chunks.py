@@ -83,10 +83,10 @@ def gold_chunks(
             "label touches. Named: share for which the method chose a chunk; choosing none counts as a miss."
         ),
     )
-    ours, other = (np.array(answers.hits[method]) for method in (name, OVERLAP))
+    ours, overlap = (np.array(answers.hits[method]) for method in (name, OVERLAP))
     weights = np.ones(len(ours))
     gain = estimate(
-        share(ours, weights, answers.clusters, draws) - share(other, weights, answers.clusters, draws),
+        share(ours, weights, answers.clusters, draws) - share(overlap, weights, answers.clusters, draws),
         len(ours),
     )
     return table, gain

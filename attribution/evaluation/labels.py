@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from ragblame.attribution.evaluation.detection import SpanScorer
-from ragblame.attribution.evaluation.evidence import Evidence
+from ragblame.attribution.evaluation.evidence import Bar, Confusion, Evidence, Table
 from ragblame.attribution.evaluation.label_study import LabelStudy
 from ragblame.attribution.evaluation.labelled import LabelledAnswer, read_labelled, sample_sources
 from ragblame.attribution.evaluation.span_scorers import TextRules
@@ -47,7 +47,10 @@ def evaluate(
         raise InputError("no file to evaluate: give one or more .jsonl or .jsonl.gz files with labels")
     report = progress or (lambda what, part: None)
     chosen = TextRules() if scorer is None else scorer
-    notes, tables, confusions, bars = [_SCORE_NOTE] if scorer is None else [], [], [], []
+    notes = [_SCORE_NOTE] if scorer is None else []
+    tables: list[Table] = []
+    confusions: list[Confusion] = []
+    bars: list[Bar] = []
     taken: Counter[str] = Counter()
     for index, path in enumerate(files):
         rows, told = _read(path, seed, limit)
