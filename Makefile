@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 QUESTIONS ?= 48
+LABELS ?=
+MODELS ?=
 # torch: constraints.txt pins 2.13.0. On Linux x86_64 the plain registry serves a CUDA build of several GB;
 # point pip at a CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL) before `make setup` to avoid that.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot bench-capture bench-attribution clean
+.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot evaluation evaluation-quick bench-capture bench-attribution clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -66,6 +68,27 @@ accuracy: $(VENV)/.all  ## held-out accuracy of the shipped small model
 
 screenshot: $(VENV)/.dev  ## docs/triage.png from the demo, in real Chromium
 	@$(BIN)/python -m tests.screenshot docs
+
+# LABELS: files of labelled answers (docs say in which form); MODELS: folders of further training runs.
+evaluation: QUICK :=
+evaluation: OUT := build/evaluation
+evaluation: PAGE := docs/evaluation.md
+evaluation: $(VENV)/.all  ## how right it is, in full, into docs/evaluation.md (LABELS="a.jsonl.gz …" MODELS="folder …")
+	$(evaluate)
+
+evaluation-quick: QUICK := --quick
+evaluation-quick: OUT := build/evaluation-quick
+evaluation-quick: PAGE := build/evaluation-quick/evaluation.md
+evaluation-quick: $(VENV)/.all  ## the same on a small part, into build/evaluation-quick
+	$(evaluate)
+
+define evaluate
+@mkdir -p $(OUT) && rm -f $(OUT)/*.json
+@$(BIN)/ragblame eval world $(QUICK) $(addprefix --model ,$(MODELS)) --report $(OUT)/world.html --json > $(OUT)/1-world.json
+@$(if $(LABELS),$(BIN)/ragblame eval labels $(LABELS) $(QUICK) --report $(OUT)/labels.html --json > $(OUT)/2-labels.json,echo "no human labels: give files as LABELS=…")
+@$(BIN)/python -m ragblame.attribution.evaluation.page $(OUT)/*.json --out $(PAGE)
+@echo "written: $(PAGE), and pages in $(OUT)"
+endef
 
 bench-capture: $(VENV)/.dev  ## what the callback adds to a chain, beside a no-op handler and a no-op tracer
 	@$(BIN)/python benchmarks/capture_overhead.py --write

@@ -188,12 +188,22 @@ def test_every_face_shows_every_figure_and_failed_bar() -> None:
     out = StringIO()
     show(evidence, Console(file=out, width=200))
     for face in (out.getvalue(), to_html(evidence), to_markdown(evidence)):
-        assert "0.5 (0.4 to 0.6)" in face
-        assert "0.05" in face
+        assert "0.500 (0.400 to 0.600)" in face
+        assert "0.0500" in face
         assert "1 of 2 bars hold" in face
         assert "falls short" in face.lower()
         assert re.search(r"\b12\b", face)
         assert re.search(r"\b7\b", face)
+
+
+def test_figures_are_written_alike() -> None:
+    """Three digits, a dash for what could not be measured, an interval behind its figure, no line breaks."""
+    written = [
+        shown(value) for value in (0.94, 12.0, 123.4, 123456.0, 1.2e-6, 7, None, math.nan, "a\nb", -0.5)
+    ]
+    assert written == ["0.940", "12.0", "123", "123456", "1.20e-06", "7", "–", "–", "a b", "-0.500"]
+    assert shown(Estimate(value=0.5, low=0.25, high=1.0, n=4)) == "0.500 (0.250 to 1.00)"
+    assert shown(Estimate(value=math.nan, low=math.nan, high=math.nan, n=0)) == "–"
 
 
 def luminance(colour: str) -> float:

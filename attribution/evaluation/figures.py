@@ -14,14 +14,14 @@ def shown(value: Cell) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        return f"{value:#.3g}".rstrip(".") if abs(value) < 999.5 else f"{value:.0f}"
     return "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(str(value).split()))
 
 
 def bar_line(bar: Bar) -> str:
     """A bar without its name: figure, interval, bound."""
     interval = "" if bar.low is None or bar.high is None else _interval(bar.low, bar.high)
-    return f"{shown(bar.value)}{interval} {bar.sense} {shown(float(bar.bound))}"
+    return f"{shown(bar.value)}{interval} {bar.sense} {bar.bound:g}"
 
 
 def verdict(bar: Bar) -> str:

@@ -10,7 +10,9 @@ from ragblame.attribution.evaluation.evidence import Cell, Evidence, Table
 from ragblame.attribution.evaluation.figures import bar_line, bars_line, shown, verdict
 
 _ACTIVE: Final = re.compile(r"[\\`*\[\]|~!$]|(?<![^\W_])_|_(?![^\W_])|<(?![= ])|(?<=[a-z])://|(?<=www)\.")
-_LEADING: Final = re.compile(r"^(?:[#+=>-]|\d+[.)])")  # a heading, a list, a quotation inside a list's entry
+_LEADING: Final = re.compile(
+    r"^(?:[#=>]|[+-](?!\d)|\d+[.)](?!\d))"
+)  # a heading, a list, a quotation inside a list's entry
 
 
 def to_markdown(evidence: Evidence) -> str:
@@ -27,7 +29,8 @@ def to_markdown(evidence: Evidence) -> str:
             for bar in evidence.bars
         )
     )
-    blocks.append("\n".join(f"- {_text(note)}" for note in evidence.notes))
+    if evidence.notes:
+        blocks += ["Notes:", "\n".join(f"- {_text(note)}" for note in evidence.notes)]
     facts = {"seed": str(evidence.seed)} | dict(evidence.environment)
     blocks.append(_text(", ".join(f"{key} {value}" for key, value in facts.items())))
     return "\n\n".join(block for block in blocks if block) + "\n"

@@ -3,11 +3,20 @@
 Colour only repeats what a number or a word beside it says, and follows the reader's light or dark theme.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Final
 
-from ragblame.attribution.evaluation.evidence import Bar, Cell, Confusion, Evidence, Reliability, Table
+from ragblame.attribution.evaluation.evidence import (
+    Bar,
+    Cell,
+    Confusion,
+    Estimate,
+    Evidence,
+    Reliability,
+    Table,
+)
 from ragblame.attribution.evaluation.figures import bar_line, bars_line, shown, verdict
 
 # Text on its ground; `heat` are the grounds of a confusion's cells from none to all of a row. Every pair that
@@ -53,16 +62,18 @@ STYLE: Final = """
 body { margin: 0 auto; max-width: 62rem; padding: 1.5rem; background: var(--ground); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-h1, h2, p, th, td, li, dd, code { unicode-bidi: isolate; overflow-wrap: anywhere; }
+h1, h2, p, th, td, li, dd, code { unicode-bidi: isolate; }
+h1, h2, p, li, dd, code { overflow-wrap: anywhere; }
 p { margin: .4rem 0; max-width: 46rem; } .quiet { color: var(--quiet); font-size: .9rem; }
 code { background: var(--raised); border: 1px solid var(--line); border-radius: 4px; padding: .1rem .35rem; }
 .wide { overflow-x: auto; } .wide:focus-visible { outline: 2px solid var(--mark); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   min-width: 2.5rem; }
-thead th { background: var(--raised); } tbody th { font-weight: 400; } .number { text-align: right; }
+thead th { background: var(--raised); } tbody th { font-weight: 400; } 
+.number { text-align: right; white-space: nowrap; } .interval { display: block; }
 .holds { color: var(--good); font-weight: 600; } .short { color: var(--bad); font-weight: 700; }
-.hit { font-weight: 700; box-shadow: inset 0 0 0 2px var(--line); }
+.hit { font-weight: 700; box-shadow: inset 0 0 0 2px var(--quiet); }
 figure { margin: 0; display: flex; gap: 2rem; flex-wrap: wrap; align-items: flex-start; }
 svg { width: 20rem; max-width: 100%; } svg text { fill: var(--text); font-size: 11px; }
 .frame { fill: none; stroke: var(--line); } .ideal { stroke: var(--quiet); stroke-dasharray: 4 4; }
@@ -151,10 +162,18 @@ def _table(table: Table) -> str:
         f'<th scope="col"{side}>{_text(name)}</th>' for name, side in zip(table.columns, sides, strict=True)
     )
     rows = (
-        "".join(f"<td{side}>{_text(cell)}</td>" for cell, side in zip(row, sides, strict=True))
+        "".join(f"<td{side}>{_cell(cell)}</td>" for cell, side in zip(row, sides, strict=True))
         for row in table.rows
     )
     return _grid(table.title, head, rows)
+
+
+def _cell(cell: Cell) -> str:
+    """A cell's text; an interval stands under its figure, so that figures can be compared down a column."""
+    if not isinstance(cell, Estimate) or math.isnan(cell.value):
+        return _text(cell)
+    interval = f"{_text(cell.low)} to {_text(cell.high)}"
+    return f'{_text(cell.value)} <span class="quiet interval">{interval}</span>'
 
 
 def _confusion(confusion: Confusion) -> str:
