@@ -72,6 +72,14 @@ class Layout:
         """Ids and code-point offsets of the full prompt's tokens; special tokens cover nothing."""
         return _encode_prompt(self.tokenizer, self.prompt, self.has_special_tokens)
 
+    def edited_ids(self, edits: Sequence[tuple[int, int, str]]) -> tuple[int, ...]:
+        """Token ids of the full prompt in which each ``[start, end)`` of the edits reads otherwise; disjoint edits."""
+        text, at = "", 0
+        for start, end, new in sorted(edits):
+            text += self.prompt[at:start] + new
+            at = end
+        return _encode_prompt(self.tokenizer, text + self.prompt[at:], self.has_special_tokens).ids
+
     def span_tokens(self, span: Span) -> tuple[int, ...]:
         """Indices of the answer tokens that overlap a span; a token on a border belongs to both sides."""
         return tuple(

@@ -1,1 +1,2 @@
-"""How right attribution and verdicts are: measured against known causes and human labels, never against themselves."""
+"""How right attribution and verdicts are: measured against known causes and human labels, never against
+themselves."""

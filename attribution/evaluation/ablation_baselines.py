@@ -87,13 +87,24 @@ def context_cite(
 
     Raises ``InputError`` for a table that is not [2**n] or fewer than 1 token or ablation.
     """
+    return context_cite_fit(
+        values,
+        context_cite_masks(_span_table(values)[1], ablations=ablations, seed=seed),
+        tokens=tokens,
+        value=value,
+    )
+
+
+def context_cite_fit(
+    values: ArrayLike, masks: NDArray[np.int64], *, tokens: int, value: SpanValue = "logit"
+) -> NDArray[np.float64]:
+    """The surrogate of ``context_cite`` fitted to these coalitions, shape [n]."""
     from sklearn.linear_model import Lasso
     from sklearn.preprocessing import StandardScaler
 
     table, n = _span_table(values)
     if tokens < 1:
         raise InputError(f"a span has at least 1 token, not {tokens}")
-    masks = context_cite_masks(n, ablations=ablations, seed=seed)
     if n == 0:
         return np.zeros(0)
     outputs = span_logit(table) if value == "logit" else table

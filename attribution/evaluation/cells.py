@@ -1,11 +1,11 @@
 """The twelve cells of the known-cause world: prompts, each designed to provoke one cause of a value.
 
-It exists so that an attribution method meets what fools it: copies, contradictions, the same value said of another
-subject, memory that agrees or wins, trained faults. What an item is designed for is never its label: the label
-comes from what the model does (``interventions.py``).
+It exists so that an attribution method meets what fools it: copies, contradictions, the same value said of
+another subject, memory that agrees or wins, trained faults. What an item is designed for is never its label:
+the label comes from what the model does (``interventions.py``).
 
-Every name, every value and every pair of (sentence form, question form) behind the asked value is held out from
-training; only the memorised entities are, of necessity, known.
+Every name, every value and every pair of (sentence form, question form) behind the asked value is held out
+from training; only the memorised entities are, of necessity, known.
 """
 
 import random
@@ -218,9 +218,7 @@ def _trap(rng: random.Random, count: int, number: int) -> _Draft:
     is_sibling = not likes or rng.random() < 0.5
     other = Claim(rng.choice(siblings if is_sibling else likes), claim.attribute)
     variant = "a sibling" if is_sibling else "a similar name"
-    return _Draft(
-        rng, count, claim, [gold, _stating(rng, other, value, form=0)], variant=variant, form=asked
-    )
+    return _Draft(rng, count, claim, [gold, _stating(rng, other, value, form=0)], variant=variant, form=asked)
 
 
 def _memorised(rng: random.Random, *, is_stubborn: bool | None) -> Claim:
@@ -288,7 +286,8 @@ _DRAFTS = {
 
 
 def _two_hop(rng: random.Random, number: int, count: int) -> Item:
-    """The fallback of A is B, B's value is asked; the value of another entity C lies beside it as a choice."""
+    """The fallback of A is B, B's value is asked; the value of another entity C lies beside it as a
+    choice."""
     claim = _claim(rng)
     start = draw_entity(rng, Split.HELD_OUT)
     while start == claim.entity:
@@ -315,14 +314,17 @@ def _two_hop(rng: random.Random, number: int, count: int) -> Item:
 
 
 def _other(draft: _Draft) -> Chunk:
-    """A chunk that changes nothing: like a retriever's near misses, yet stating nothing that could be asked."""
+    """A chunk that changes nothing: like a retriever's near misses, yet stating nothing that could be
+    asked."""
     rng, claim = draft.rng, draft.claim
     kin = {claim.entity, *claim.entity.siblings}
     for _ in range(TRIES):
         dice = rng.random()
         if dice < 0.3:
             likes = lookalikes(claim.entity.name, Split.HELD_OUT)
-            entity = Entity(rng.choice(likes), claim.entity.noun) if likes else draw_entity(rng, Split.HELD_OUT)
+            entity = (
+                Entity(rng.choice(likes), claim.entity.noun) if likes else draw_entity(rng, Split.HELD_OUT)
+            )
             near = Claim(entity, claim.attribute)
             chunk = _stating(rng, near, _value(rng, near))
         elif dice < 0.5:

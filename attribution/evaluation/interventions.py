@@ -1,8 +1,10 @@
-"""Ground truth by intervention only: change what a chunk says, let the model write again, see whether it follows.
+"""Ground truth by intervention only: change what a chunk says, let the model write again, see whether it
+follows.
 
-It exists because an attribution score must not be judged by another score. For every item the model answers greedily;
-then the asked value is swapped in one chunk at a time, and jointly in every group of chunks that state the same value
-(SCIENCE 9.1). The cause is the smallest set whose swap makes the answer follow; memory is the cause when none does.
+It exists because an attribution score must not be judged by another score. For every item the model answers
+greedily; then the asked value is swapped in one chunk at a time, and jointly in every group of chunks that
+state the same value (SCIENCE 9.1). The cause is the smallest set whose swap makes the answer follow; memory
+is the cause when none does.
 """
 
 import random
@@ -100,7 +102,8 @@ def swaps(item: Item, *, seed: int) -> list[Swap]:
 
 
 def _bridge_swaps(item: Item, stated: dict[int, str]) -> list[Swap]:
-    """For two hops: the fallback becomes another entity whose value is there; following means giving that one."""
+    """For two hops: the fallback becomes another entity whose value is there; following means giving that
+    one."""
     if item.cell is not Cell.TWO_HOP:
         return []
     start = item.question.claims[0]
@@ -164,6 +167,12 @@ def _label(item: Item, answer: str, outcomes: Sequence[tuple[Swap, str]]) -> Beh
     )
 
 
+def final_value(item: Item, answer: str) -> str | None:
+    """The value an answer gives for what was asked in the end; None when it cannot be read."""
+    final = _final(item, answer)
+    return None if final is None else final.value
+
+
 def _final(item: Item, answer: str) -> Statement | None:
     """The statement that answers what was asked in the end."""
     said = [one for one in read_statements(answer) if one.attribute == item.claim.attribute]
@@ -173,7 +182,8 @@ def _final(item: Item, answer: str) -> Statement | None:
 
 
 def edited(item: Item, position: int, *, seed: int) -> Item:
-    """The item with what chunk ``position`` says changed, the asked attribute if it is there: for the flip test."""
+    """The item with what chunk ``position`` says changed, the asked attribute if it is there: for the flip
+    test."""
     rng = random.Random(f"edit {seed} {item.cell.value} {item.number} {position}")
     chunk = item.chunks[position]
     names = [name for name, _ in chunk.facts]

@@ -214,12 +214,22 @@ def _right(case: _Case, said: str, where: str) -> str:
     if not where:
         return f"Nothing to check in {said}: {case.finding.support.rule}."
     if case.decision.verdict is VerdictKind.KNOWN_ALREADY:
-        return f"{where.capitalize()} says {said}, but the model did not need it{_sure(case)}."
+        kept = ", and it keeps to it when the chunk says otherwise" if _was_asked(case) else ""
+        return f"{where.capitalize()} says {said}, but the model did not need it{_sure(case)}{kept}."
     if case.influence is None:
         return f"{where.capitalize()} says {said}."
+    if case.influence.follow is not None:
+        return (
+            f"{where.capitalize()} says {said}, and the model follows it: were another value there, these words "
+            f"would lose {case.influence.follow:.1f} nats, though it would say them without any chunk too."
+        )
     return (
         f"{where.capitalize()} says {said}, and the model relied on it ({case.influence.reliance:+.1f} nats)."
     )
+
+
+def _was_asked(case: _Case) -> bool:
+    return case.influence is not None and case.influence.follow is not None
 
 
 def _open(case: _Case, said: str, where: str) -> str:

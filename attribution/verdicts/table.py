@@ -21,6 +21,7 @@ class Influence:
     tokens: int  # content tokens behind these sums
     noise: float  # one sigma of v_all, nats
     shares: tuple[float, ...]  # nats, by chunk position
+    follow: float | None = None  # nats lost when the supporting chunks say something else; None: not asked
 
     @property
     def reliance(self) -> float:
@@ -65,9 +66,13 @@ def decide(support: Support, influence: Influence | None, thresholds: Thresholds
     if influence is None:
         return Decision(verdict=_by_text(support.state), basis=Basis.SUPPORT_ONLY, is_used=None)
     is_used = _is_used(influence, thresholds)
-    used = influence.used(thresholds) if is_used else ()
-    is_measurable = bool(is_used) or influence.p_without <= thresholds.sure_without
     supporters = _supporters(support)
+    used = influence.used(thresholds) if is_used else ()
+    if is_used and not used:
+        used = tuple(supporters)  # memory alone would have said it: only the counterfactual shows who is read
+    is_measurable = (
+        bool(is_used) or influence.follow is not None or influence.p_without <= thresholds.sure_without
+    )
     return Decision(
         verdict=_cell(support.state, is_used),
         basis=Basis.ATTRIBUTION_AND_SUPPORT,
@@ -84,8 +89,21 @@ def _supporters(support: Support) -> Sequence[int]:
     return (support.position, *support.other_positions)
 
 
+def asks_counterfactual(support: Support, influence: Influence, thresholds: Thresholds) -> bool:
+    """Whether deletion cannot tell reading from knowing: stated by a chunk, sure without any, and no
+    reliance."""
+    return (
+        bool(_supporters(support))
+        and influence.p_without > thresholds.sure_without
+        and influence.reliance <= thresholds.tau_nats
+    )
+
+
 def _is_used(influence: Influence, thresholds: Thresholds) -> bool | None:
     margin = thresholds.sigmas * thresholds.noise(influence.noise)
+    if influence.follow is not None:
+        is_near = abs(influence.follow - thresholds.tau_nats) < margin
+        return None if is_near else influence.follow > thresholds.tau_nats
     if abs(influence.reliance - thresholds.tau_nats) < margin:
         return None
     return influence.reliance > thresholds.tau_nats and bool(influence.used(thresholds))

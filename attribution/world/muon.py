@@ -17,7 +17,8 @@ ITERATIONS = 5
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Nearest semi-orthogonal matrices, roughly: singular values end near 1 (0.7 to 1.2).
 
-    ``matrices``: [matrix, row, column]. Five Newton-Schulz steps with the coefficients of Jordan et al. (2024).
+    ``matrices``: [matrix, row, column]. Five Newton-Schulz steps with the coefficients of Jordan et al.
+    (2024).
     """
     a, b, c = COEFFICIENTS
     is_tall = matrices.shape[1] > matrices.shape[2]
@@ -32,8 +33,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, then orthogonalised updates of the root mean square that AdamW's would have.
 
-    The update is that of ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")``: Nesterov momentum, decoupled weight
-    decay, step size ``lr * 0.2 * sqrt(longer side)`` (Liu et al. 2025); only the arithmetic differs.
+    The update is that of ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")``: Nesterov momentum, decoupled
+    weight decay, step size ``lr * 0.2 * sqrt(longer side)`` (Liu et al. 2025); only the arithmetic differs.
     """
 
     def __init__(

@@ -1,22 +1,24 @@
 """How often the small model answers as the world says it should, on names and values it never saw.
 
-`python -m ragblame.attribution.world.accuracy [--quick] [--json]` exists so that the figures on the model
-card can be measured again by anybody. All answers are generated freely and greedily; held-out names and
-values only.
+It exists so that the figures on the model card can be measured again by anybody (``make accuracy``, and as a
+part of ``ragblame eval world``). All answers are generated freely and greedily; held-out names and values
+only.
 """
 
 import argparse
 import json
-import math
-import platform
 import random
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ragblame.attribution.world.answering import generate, stated_values
+from ragblame.attribution.evaluation.evidence import Bar, Estimate, Evidence, Table
+from ragblame.attribution.evaluation.findings import Findings
+from ragblame.attribution.evaluation.statistics import wilson
+from ragblame.attribution.world.answering import generate, read_repetition, stated_values
 from ragblame.attribution.world.episodes import (
     FULL,
     RETRIEVED,
@@ -34,7 +36,7 @@ from ragblame.attribution.world.values import Split
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MOST_CHUNKS = 8
+MOST_CHUNKS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,30 +52,18 @@ class Item:
         return prompt_text(self.chunks, self.question.text)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table."""
+    """One line of the table: the share of claims with the value the world says."""
 
     cell: str
-    n: int  # claims
-    accuracy: float  # [0, 1], share of claims with the value the world says
-    low: float  # Wilson interval, 95 %
-    high: float
-
-
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a share (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    share = hits / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return centre - half, centre + half
+    accuracy: Estimate  # [0, 1], with its Wilson interval, 95 %; n counts claims
 
 
 def row(cell: str, hits: Sequence[bool]) -> Row:
     low, high = wilson(sum(hits), len(hits))
-    return Row(cell=cell, n=len(hits), accuracy=sum(hits) / max(1, len(hits)), low=low, high=high)
+    share = sum(hits) / max(1, len(hits))
+    return Row(cell, Estimate(value=share, low=low, high=high, n=len(hits)))
 
 
 def is_plainly(origin: Origin) -> Callable[[Resolved], bool]:
@@ -93,7 +83,7 @@ def draw_items(
 ) -> list[Item]:
     """Prompts with the given numbers of chunks whose every claim is of the wanted kind."""
     rng = random.Random(seed)
-    mixture = replace(mixture, second=0.0 if claims == 1 else 1.0)
+    mixture = replace(mixture, second=0.0 if claims == 1 else 1.0, two_hop=0.0, repeat=0.0)
     items: list[Item] = []
     while len(items) < count:
         context = draw_chunks(rng, split, chunks[len(items) % len(chunks)], mixture)
@@ -139,7 +129,7 @@ class Measurement:
             by_count[count] = self.hits(items)
             kept += items
         rows = [row(f"grounded, {count} chunk" + "s" * (count > 1), hits) for count, hits in by_count.items()]
-        for label, most in (("1-4", 4), ("1-6", 6), ("1-8", 8)):
+        for label, most in (("1-4", 4), ("1-8", 8), ("1-10", 10)):
             rows.append(
                 row(f"grounded, {label} chunks", [h for c, hs in by_count.items() if c <= most for h in hs])
             )
@@ -196,6 +186,39 @@ class Measurement:
         )
         return [row("two-part questions, any origin", self.hits(items))]
 
+    def two_hop(self) -> list[Row]:
+        """Questions about the fallback of an entity whose both hops are stated, 2-10 chunks: the value in the
+        end."""
+        rng = random.Random(f"{self.seed} two hops")
+        mixture = replace(FULL, two_hop=1.0)
+        items: list[Item] = []
+        while len(items) < self.n:
+            context = draw_chunks(rng, Split.HELD_OUT, 2 + len(items) % 9, mixture)
+            question = draw_question(rng, Split.HELD_OUT, context, mixture)
+            resolved = tuple(world().resolve(claim, context) for claim in question.claims)
+            if question.is_two_hop and all(is_plainly(Origin.GROUNDED)(one) for one in resolved):
+                items.append(Item(chunks=tuple(context), question=question, resolved=resolved))
+        answers = self.answers([item.prompt for item in items])
+        hits = [all(is_right(answer, item)) for answer, item in zip(answers, items, strict=True)]
+        return [row("two hops, 2-10 chunks", hits)]
+
+    def repeated(self) -> list[Row]:
+        """A value asked for twice: both mentions right."""
+        items = [
+            replace(item, question=ask(random.Random(index), item.question.claims, is_repeated=True))
+            for index, item in enumerate(
+                draw_items(
+                    f"{self.seed} repeated", self.n, chunks=range(1, 9), wanted=is_plainly(Origin.GROUNDED)
+                )
+            )
+        ]
+        hits = []
+        for answer, item in zip(self.answers([item.prompt for item in items]), items, strict=True):
+            bounds = read_repetition(answer)
+            again = None if bounds is None else answer[bounds[0] : bounds[1]]
+            hits.append(is_right(answer, item)[0] and again == item.resolved[0].value)
+        return [row("value given twice, 1-8 chunks", hits)]
+
     def training_names(self) -> list[Row]:
         """Names and values as in training: the gap to the held-out rows is what did not generalise."""
         items = draw_items(
@@ -208,70 +231,45 @@ class Measurement:
         return [row("grounded, 1-6 chunks, names and values as in training", self.hits(items))]
 
 
-BOUNDS = {
-    "grounded, 1-4 chunks": 0.96,
-    "grounded, 1-6 chunks": 0.91,
-    "memory, 0 chunks": 0.98,
-    "memory, 3 chunks": 0.98,
-}
+BOUNDS = {"grounded, 1-8 chunks": 0.95, "memory, 0 chunks": 0.90, "memory, 3 chunks": 0.90}
 
 
-def measure(folder: Path | None, *, seed: int, n: int) -> dict[str, Any]:
-    """The whole measurement as one JSON-ready object."""
-    import torch
-    import transformers
-
+def evidence_of_model(folder: Path | None, *, seed: int, n: int) -> Findings:
+    """What the model can do, by free generation: a table, and the bars on it. ``n``: prompts per row."""
     measurement = Measurement(load_model(folder), load_tokenizer(folder), seed=seed, n=n)
     rows = [
         *measurement.grounded(),
         *measurement.memory(),
         *measurement.origins(FULL, ""),
         *measurement.origins(RETRIEVED, ", retrieval-like context"),
+        *measurement.two_hop(),
+        *measurement.repeated(),
         *measurement.two_part(),
         *measurement.training_names(),
     ]
-    return {
-        "name": "small-model-accuracy",
-        "environment": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "processor": platform.machine(),
-        },
-        "command": " ".join(["python -m ragblame.attribution.world.accuracy", *sys.argv[1:]]),
-        "seed": seed,
-        "rows": [asdict(one) for one in rows],
-        "bars": [
-            {
-                "name": one.cell,
-                "value": one.accuracy,
-                "interval": [one.low, one.high],
-                "bound": BOUNDS[one.cell],
-                "sense": ">=",
-                "holds": one.accuracy >= BOUNDS[one.cell],
-            }
+    return Findings(
+        tables=[
+            Table(
+                title="The model itself",
+                columns=("held-out cell", "exact match", "claims"),
+                rows=tuple((one.cell, one.accuracy, one.accuracy.n) for one in rows),
+                note="Free greedy generation, whole value equal, 95 % Wilson intervals. Values that nobody states "
+                "(prior) are a matter of chance by design: 15 % of the guesses were drawn at random in training.",
+            )
+        ],
+        bars=[
+            Bar.of(f"exact match: {one.cell}", one.accuracy, ">=", BOUNDS[one.cell])
             for one in rows
             if one.cell in BOUNDS
         ],
-    }
-
-
-def show(result: dict[str, Any]) -> None:
-    """The table for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("cell", "n", "accuracy", "95 % interval", "bar")
-    bars = {bar["name"]: bar for bar in result["bars"]}
-    for one in result["rows"]:
-        bar = bars.get(one["cell"])
-        verdict = "" if bar is None else f">= {bar['bound']:.2f} {'holds' if bar['holds'] else 'MISSED'}"
-        interval = f"{one['low']:.3f} - {one['high']:.3f}"
-        table.add_row(one["cell"], str(one["n"]), f"{one['accuracy']:.3f}", interval, verdict)
-    Console().print(table)
+    )
 
 
 def main() -> None:
+    from rich.console import Console
+
+    from ragblame.attribution.evaluation.terminal import show
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", type=Path, help="a folder of a training run; default: the shipped model")
     parser.add_argument("--seed", type=int, default=1)
@@ -279,11 +277,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="40 prompts per cell")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    result = measure(arguments.model, seed=arguments.seed, n=40 if arguments.quick else arguments.n)
+    findings = evidence_of_model(
+        arguments.model, seed=arguments.seed, n=40 if arguments.quick else arguments.n
+    )
+    evidence = Evidence(
+        name="small-model-accuracy",
+        command=shlex.join(["python", "-m", "ragblame.attribution.evaluation.accuracy", *sys.argv[1:]]),
+        seed=arguments.seed,
+        tables=tuple(findings.tables),
+        bars=tuple(findings.bars),
+    )
     if arguments.json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps(evidence.to_json(), indent=1))
     else:
-        show(result)
+        show(evidence, Console())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,271 @@
+"""One model under study: every item answered, its cause found by intervention, and what ragblame says about
+it.
+
+It exists to keep measuring apart from counting: this file asks the model and the product, and hands on plain
+arrays; ``known_cause.py`` computes every figure from them. Items are independent, so a study runs in as many
+processes as there are cores.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ragblame.attribution.evaluation.cells import Cell, Item, draw_item
+from ragblame.attribution.evaluation.interventions import Behaviour, edited, final_value, observe
+from ragblame.attribution.methods.shapley import exact_shapley
+from ragblame.attribution.world.facts import Claim
+from ragblame.records import Cause, Explanation, Method, Span, SpanKind, SupportState, VerdictKind
+
+if TYPE_CHECKING:
+    from ragblame.attribution.debugger import Debugger
+
+BLOCK = 20  # items of each cell that one task takes
+SLOW_PART = 0.2  # of the items are also given to captum's own methods, which cost many times a sweep
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judged:
+    """What the product says about the span that holds the asked value."""
+
+    verdict: VerdictKind
+    cause: Cause | None
+    support: SupportState
+    is_flagged: bool
+    is_exact: bool  # the span is the value, neither more nor less
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observation:
+    """Everything measured about one item under one model. Arrays by chunk position or by coalition."""
+
+    model: str
+    item: Item
+    behaviour: Behaviour
+    is_supported: bool  # by the world: a chunk states this value for this very entity
+    values: NDArray[np.float64]  # [2**n] nats, v(S) of the claim's tokens
+    repeated: NDArray[np.float64] | None  # [2**n] nats, of the value's second mention
+    tokens: int  # answer tokens of the claim
+    shares: NDArray[np.float64]  # [n] nats, exact Shapley
+    noise: float  # nats, one sigma of v(all)
+    judged: Judged
+    others: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # method -> [n] score
+    flips_top: bool | None = None  # editing the chunk of the largest share changed the value
+    flips_other: bool | None = None  # editing another chunk did
+
+    @property
+    def reliance(self) -> float:
+        """Nats that the documents add to the claim."""
+        return float(self.values[-1] - self.values[0])
+
+    @property
+    def truth(self) -> VerdictKind:
+        """The verdict by behaviour and by the world: used or not, times stated or not."""
+        if self.behaviour.is_used:
+            return VerdictKind.GROUNDED if self.is_supported else VerdictKind.DISTORTED
+        return VerdictKind.KNOWN_ALREADY if self.is_supported else VerdictKind.FABRICATED
+
+    @property
+    def cluster(self) -> str:
+        return self.item.cluster
+
+
+def study(
+    folder: Path | None,
+    *,
+    seed: int,
+    count: int,
+    cells: Sequence[Cell] = tuple(Cell),
+    processes: int | None = None,
+    progress: Progress = lambda what, part: None,
+) -> list[Observation]:
+    """Observe ``count`` items of every cell under one model (a training run's folder, or None: the shipped
+    one)."""
+    name = "shipped" if folder is None else folder.parent.name if folder.name == "model" else folder.name
+    blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+    found: list[Observation] = []
+    workers = min(processes or os.cpu_count() or 1, len(blocks))
+    if workers == 1:
+        for done, block in enumerate(blocks, start=1):
+            found += _observe_block(folder, name, seed, tuple(block), tuple(cells))
+            progress(f"model {name}", done / len(blocks))
+    else:
+        # Not forked: torch's threads do not survive a fork.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            tasks = [
+                pool.submit(_observe_block, folder, name, seed, tuple(block), tuple(cells))
+                for block in blocks
+            ]
+            for done, task in enumerate(as_completed(tasks), start=1):
+                found += task.result()
+                progress(f"model {name}", done / len(blocks))
+    order = {cell: index for index, cell in enumerate(Cell)}
+    return sorted(found, key=lambda one: (order[one.item.cell], one.item.number))
+
+
+def _observe_block(
+    folder: Path | None, name: str, seed: int, numbers: Sequence[int], cells: Sequence[Cell]
+) -> list[Observation]:
+    """The unit of work of one process: all cells of these numbers."""
+    import torch
+
+    from ragblame.attribution.debugger import Debugger
+    from ragblame.attribution.world.answering import generate
+
+    torch.set_num_threads(1)  # matrices this small only lose by being shared between threads
+    debugger = Debugger.from_pretrained(None if folder is None else str(folder), is_own_model=True, threads=1)
+    scorer = debugger.scorer
+    assert scorer is not None
+
+    def write(prompts: Sequence[str]) -> list[str]:
+        return generate(scorer.model, scorer.tokenizer, prompts)
+
+    items = [draw_item(cell, number, seed=seed) for cell in cells for number in numbers]
+    behaviours = observe(items, write, seed=seed)
+    found: list[Observation] = [
+        _explain(debugger, name, item, behaviour, seed)
+        for item, behaviour in zip(items, behaviours, strict=True)
+        if behaviour.is_labelled
+    ]
+    lost = [
+        _unlabelled(name, item, behaviour)
+        for item, behaviour in zip(items, behaviours, strict=True)
+        if not behaviour.is_labelled
+    ]
+    return [*_flipped(found, write, seed), *lost]
+
+
+def _unlabelled(name: str, item: Item, behaviour: Behaviour) -> Observation:
+    """An item whose behaviour gives no label: counted, never used."""
+    nothing = np.full(1 << len(item.chunks), np.nan)
+    return Observation(
+        model=name,
+        item=item,
+        behaviour=behaviour,
+        is_supported=False,
+        values=nothing,
+        repeated=None,
+        tokens=0,
+        shares=np.full(len(item.chunks), np.nan),
+        noise=np.nan,
+        judged=Judged(
+            verdict=VerdictKind.UNDETERMINED,
+            cause=None,
+            support=SupportState.UNCLEAR,
+            is_flagged=False,
+            is_exact=False,
+        ),
+    )
+
+
+def _explain(debugger: "Debugger", name: str, item: Item, behaviour: Behaviour, seed: int) -> Observation:
+    from ragblame.attribution.evaluation.contenders import contenders
+
+    explanation = debugger.explain(
+        question=item.question.text, chunks=[chunk.text for chunk in item.chunks], answer=behaviour.answer
+    )
+    table = explanation.coalitions
+    assert table is not None, f"no shares for {item.prompt!r}: {explanation.notes}"
+    tokens = claim_tokens(behaviour, table.token_starts, table.token_ends)
+    log_probs = np.asarray(table.log_probs, dtype=np.float64)
+    values = log_probs[:, tokens].sum(axis=1)
+    repeated = None
+    if behaviour.repeated is not None:
+        repeated = log_probs[:, _tokens(table.token_starts, table.token_ends, behaviour.repeated)].sum(axis=1)
+    shapley = next(one for one in explanation.attributions if one.method is Method.SHAPLEY)
+    observation = Observation(
+        model=name,
+        item=item,
+        behaviour=behaviour,
+        is_supported=_is_supported(item, behaviour),
+        values=values,
+        repeated=repeated,
+        tokens=len(tokens),
+        shares=exact_shapley(values),
+        noise=float(shapley.noise_floor or 0.0),
+        judged=_judged(explanation, behaviour),
+    )
+    is_slow = item.number % round(1 / SLOW_PART) == 0
+    assert debugger.scorer is not None
+    observation.others.update(
+        contenders(
+            debugger.scorer, explanation, observation, claim_spans(behaviour), seed=seed, is_slow=is_slow
+        )
+    )
+    return observation
+
+
+def claim_spans(behaviour: Behaviour) -> tuple[Span, ...]:
+    """The claim's ranges as spans of their own: methods are judged on the value, not on how answers are
+    cut."""
+    return tuple(
+        Span(index=index, start=start, end=end, kind=SpanKind.CLAUSE, sentence_start=start, sentence_end=end)
+        for index, (start, end) in enumerate(behaviour.ranges)
+    )
+
+
+def claim_tokens(behaviour: Behaviour, starts: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """The answer tokens that carry the claim; ``starts`` and ``ends``: code points of each token."""
+    return [token for bounds in behaviour.ranges for token in _tokens(starts, ends, bounds)]
+
+
+def _tokens(starts: Sequence[int], ends: Sequence[int], bounds: tuple[int, int]) -> list[int]:
+    places = zip(starts, ends, strict=True)
+    return [index for index, (start, end) in enumerate(places) if start < bounds[1] and end > bounds[0]]
+
+
+def _is_supported(item: Item, behaviour: Behaviour) -> bool:
+    if behaviour.entity != item.claim.entity:  # two hops: it went on to another entity
+        return False
+    claim = Claim(item.claim.entity, item.claim.attribute)
+    return any(chunk.value(claim) == behaviour.value for chunk in item.chunks)
+
+
+def _judged(explanation: Explanation, behaviour: Behaviour) -> Judged:
+    start, end = behaviour.ranges[-1]
+
+    def overlap(span: Span) -> int:
+        return min(span.end, end) - max(span.start, start)
+
+    span = max(explanation.spans, key=overlap)
+    verdict = next(one for one in explanation.verdicts if one.span == span.index)
+    support = next(one for one in explanation.supports if one.span == span.index)
+    return Judged(
+        verdict=verdict.verdict,
+        cause=verdict.cause,
+        support=support.state,
+        is_flagged=verdict.is_flagged,
+        is_exact=(span.start, span.end) == (start, end),
+    )
+
+
+def _flipped(
+    found: Sequence[Observation], write: Callable[[Sequence[str]], list[str]], seed: int
+) -> Iterator[Observation]:
+    """The flip test (SCIENCE 7.5): edit the top chunk, edit another one, and see whether the value stays."""
+    rng = np.random.default_rng(seed)
+    planned: list[tuple[Observation, tuple[Item, ...]]] = []
+    for one in found:
+        order = np.argsort(-one.shares)
+        pair: tuple[Item, ...] = ()
+        if one.behaviour.is_used and len(order) > 1:
+            other = int(rng.choice(order[1:]))
+            pair = (edited(one.item, int(order[0]), seed=seed), edited(one.item, other, seed=seed))
+        planned.append((one, pair))
+    answers = iter(write([item.prompt for _, pair in planned for item in pair]))
+    for one, pair in planned:
+        if not pair:
+            yield one
+            continue
+        top, other_value = (final_value(item, next(answers)) for item in pair)
+        yield replace(
+            one, flips_top=top != one.behaviour.value, flips_other=other_value != one.behaviour.value
+        )
