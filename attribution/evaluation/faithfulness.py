@@ -26,9 +26,9 @@ def held_out(
 ) -> NDArray[np.int64]:
     """Coalitions that the estimator has not looked at, drawn without replacement, shape [<= count].
 
-    Each of the others is equally likely; ``count`` None takes them all. Exact Shapley looks at every coalition,
-    so for it nothing can be held out: leave ``used`` empty and say so beside the number. Empty when all were
-    used.
+    Each of the others is equally likely; ``count`` None takes them all. Exact Shapley looks at every
+    coalition, so for it nothing can be held out: leave ``used`` empty and say so beside the number. Empty
+    when all were used.
     """
     free = np.setdiff1d(np.arange(1 << n), np.fromiter(used, dtype=np.int64, count=len(used)))
     if count is None or len(free) <= count:
@@ -58,7 +58,8 @@ def linear_datamodeling_score(shares: ArrayLike, values: ArrayLike, masks: Array
         return np.full(len(by_method), np.nan)
     lengths = np.sqrt((found**2).sum(axis=1)) * norm
     covariance = (found * expected).sum(axis=1)
-    return np.divide(covariance, lengths, out=np.zeros(len(by_method)), where=lengths > 0)
+    rho: NDArray[np.float64] = np.divide(covariance, lengths, out=np.zeros(len(by_method)), where=lengths > 0)
+    return rho
 
 
 def top_k_drop(shares: ArrayLike, values: ArrayLike, k: int, *, seed: int = 0) -> NDArray[np.float64]:
@@ -152,7 +153,8 @@ def _area(heights: NDArray[np.float64]) -> NDArray[np.float64]:
 def _centred_ranks(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Ranks along the last axis, ties sharing their mean, minus their mean."""
     ranks: NDArray[np.float64] = rankdata(rows, axis=-1)
-    return ranks - ranks.mean(axis=-1, keepdims=True)
+    centred: NDArray[np.float64] = ranks - ranks.mean(axis=-1, keepdims=True)
+    return centred
 
 
 def _masks_of_top(order: NDArray[np.int64], k: int) -> NDArray[np.int64]:

@@ -162,7 +162,7 @@ def captum_shapley_sampling(
     samples: int = CAPTUM_SAMPLES,
     seed: int,
 ) -> ModelScores:
-    """``LLMAttribution`` over ``ShapleyValueSampling``, a feature a chunk: n forwards for each of ``samples``.
+    """``LLMAttribution`` over ``ShapleyValueSampling``, a feature a chunk: ``samples`` orders of n forwards.
 
     Raises as ``captum_feature_ablation``.
     """

@@ -107,8 +107,8 @@ def dummy(without: ArrayLike, with_dummy: ArrayLike, *, player: int, sigma: floa
     """An irrelevant chunk gets nothing and takes nothing, up to ``SIGMAS`` x ``sigma``.
 
     ``without``: the span's table [2**n]; ``with_dummy``: the table [2**(n + 1)] in which ``player`` is the
-    added chunk, the others in the same order. ``sigma``: one standard deviation, nats, of what neutral texts of
-    that length do at that place; repeated scorings of one prompt differ far less, and no model passes with
+    added chunk, the others in the same order. ``sigma``: one standard deviation, nats, of what neutral texts
+    of that length do at that place; repeated scorings of one prompt differ far less, and no model passes with
     their noise floor, since any text shifts positions. Raises ``InputError`` when the tables do not fit.
     """
     before, after = exact_shapley(without), exact_shapley(with_dummy)
