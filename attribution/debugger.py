@@ -1,8 +1,8 @@
 """The only file that knows the order of steps: from a trace to an explanation.
 
-align, spans, support, layout, fitness, v(S) with its shares, saliency, rollout, verdict and cause. What a
-step cannot do is a note, never a silent replacement: without a usable scorer the verdicts rest on the text
-alone and say so.
+align, spans, support, layout, fitness, v(S) with its shares, the counterfactual where memory agrees,
+saliency, rollout, verdict and cause. What a step cannot do is a note, never a silent replacement: without a
+usable scorer the verdicts rest on the text alone and say so.
 """
 
 import time
@@ -16,7 +16,7 @@ from ragblame.attribution.spans import segment
 from ragblame.attribution.verdicts.causes import judge
 from ragblame.attribution.verdicts.normalise import words
 from ragblame.attribution.verdicts.support import Finding, examine
-from ragblame.attribution.verdicts.table import Influence, decide
+from ragblame.attribution.verdicts.table import Influence, asks_counterfactual, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT, Thresholds
 from ragblame.errors import AlignmentError, InputError, MissingExtraError, ModelError, RagblameError
 from ragblame.records import (
@@ -244,6 +244,7 @@ class _Run:
             )
             return measured
         self._share(layout, spans, measured)
+        self._ask_counterfactual(layout, spans, findings, measured)
         self._heat(layout, spans, findings, measured)
         return measured
 
@@ -279,6 +280,38 @@ class _Run:
                 noise=attribution.noise_floor,
                 shares=attribution.shares,
             )
+
+    def _ask_counterfactual(
+        self,
+        layout: "Layout",
+        spans: Sequence[Span],
+        findings: Sequence[Finding],
+        measured: _Measured,
+    ) -> None:
+        """Where memory alone says the same, whether the model would follow the chunk if it said otherwise."""
+        from ragblame.attribution.methods.counterfactual import Probe, follow
+
+        probes: list[Probe] = []
+        for span, finding in zip(spans, findings, strict=True):
+            influence, support = measured.influences.get(span.index), finding.support
+            if influence is None or not asks_counterfactual(support, influence, self.thresholds):
+                continue
+            assert support.position is not None
+            positions = (support.position, *support.other_positions)
+            probes.append(Probe(span=span, tokens=content_tokens(layout, span), positions=positions))
+        if not probes:
+            return
+        assert self.scorer is not None
+        self._look("counterfactual", 0.0)
+        v_all = [measured.influences[probe.span.index].v_all for probe in probes]
+        try:
+            lost = follow(self.scorer, layout, probes, v_all)
+        except ModelError as error:
+            measured.notes.append(f"No counterfactual was asked: {error}")
+            return
+        for probe, nats in zip(probes, lost, strict=True):
+            index = probe.span.index
+            measured.influences[index] = replace(measured.influences[index], follow=nats)
 
     def _heat(
         self,

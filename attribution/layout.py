@@ -73,7 +73,8 @@ class Layout:
         return _encode_prompt(self.tokenizer, self.prompt, self.has_special_tokens)
 
     def edited_ids(self, edits: Sequence[tuple[int, int, str]]) -> tuple[int, ...]:
-        """Token ids of the full prompt in which each ``[start, end)`` of the edits reads otherwise; disjoint edits."""
+        """Token ids of the full prompt in which each ``[start, end)`` of the edits reads otherwise; disjoint
+        edits."""
         text, at = "", 0
         for start, end, new in sorted(edits):
             text += self.prompt[at:start] + new
