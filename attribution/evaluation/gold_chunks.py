@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from ragblame.attribution.evaluation.detection import Floats, ScoredAnswer, ScoredSpan
-from ragblame.attribution.evaluation.evidence import Estimate, Table
+from ragblame.attribution.evaluation.evidence import Table
 from ragblame.attribution.evaluation.lexical_baselines import LexicalView
 from ragblame.attribution.evaluation.sweep import estimate, share
 
@@ -44,8 +44,8 @@ class _Choices:
 
 def gold_chunks(
     dataset: str, name: str, scored: Sequence[ScoredAnswer], clusters: Sequence[int], draws: Floats
-) -> tuple[Table, Estimate]:
-    """Top-1 on the answers that have gold chunks, and ours minus that of word overlap, on answers.
+) -> tuple[Table, Floats]:
+    """Top-1 on the answers that have gold chunks, and ours minus that of word overlap, on answers, [draws].
 
     ``name``: of the method that made ``scored``. ``clusters``: of each answer. ``draws``: as ``resamples``
     gives them. Naming no chunk is a miss. Raises ``ValueError`` when no answer has a gold chunk.
@@ -85,10 +85,7 @@ def gold_chunks(
     )
     ours, overlap = (np.array(answers.hits[method]) for method in (name, OVERLAP))
     weights = np.ones(len(ours))
-    gain = estimate(
-        share(ours, weights, answers.clusters, draws) - share(overlap, weights, answers.clusters, draws),
-        len(ours),
-    )
+    gain = share(ours, weights, answers.clusters, draws) - share(overlap, weights, answers.clusters, draws)
     return table, gain
 
 

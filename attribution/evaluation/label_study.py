@@ -4,6 +4,7 @@ Every table has the trivial scores beside ours, and every figure resamples sourc
 pool types or generators only: a detector can look good by telling those apart.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ragblame.attribution.evaluation.detection import (
     spans,
     with_worst_span,
 )
-from ragblame.attribution.evaluation.evidence import Bar, Cell, Confusion, Estimate, Table
+from ragblame.attribution.evaluation.evidence import Bar, Cell, Confusion, Table
 from ragblame.attribution.evaluation.gold_chunks import OVERLAP, gold_chunks
 from ragblame.attribution.evaluation.labelled import Label, LabelledAnswer
 from ragblame.attribution.evaluation.lexical_baselines import (
@@ -32,9 +33,11 @@ from ragblame.attribution.evaluation.lexical_baselines import (
     LexicalView,
     score_trivially,
 )
-from ragblame.attribution.evaluation.sweep import Sweep, estimate, resamples, share
+from ragblame.attribution.evaluation.statistics import holm
+from ragblame.attribution.evaluation.sweep import Sweep, estimate, p_value, resamples, share
 
 DRAWS: Final = 1000
+MOST: Final = 12  # types and generators that get a row, the most frequent first
 _EVERY: Final = 16  # answers between two reports of progress
 
 _LEVELS: Final[tuple[tuple[str, Callable[[Sequence[ScoredAnswer], Counted], Items]], ...]] = (
@@ -73,7 +76,7 @@ class LabelStudy:
         self.dataset = dataset
         self.name = name
         self.rows = rows
-        self._margins: list[tuple[str, str, Estimate]] = []  # measure, rival, ours minus the rival's
+        self._margins: list[tuple[str, str, Floats]] = []  # measure, rival, ours minus the rival's
         self._seed = seed
         self._by_method: dict[str, list[ScoredAnswer]] = {method: [] for method in (name, *NAMES)}
         self._clusters, self._draws = resamples([row.source_id for row in rows], seed=seed, draws=DRAWS)
@@ -116,17 +119,29 @@ class LabelStudy:
         if self._margins:
             yield Table(
                 title=f"{self.dataset}: ours minus the best trivial score",
-                columns=("measure", "best trivial score", "difference"),
-                rows=tuple(self._margins),
-                note="On the same draws. The trivial score is the best on these very rows, which favours it.",
+                columns=("measure", "best trivial score", "difference", "p, Holm"),
+                rows=tuple(
+                    (measure, rival, estimate(gain, len(self.rows)), p)
+                    for (measure, rival, gain), p in zip(self._margins, self._p_values(), strict=True)
+                ),
+                note=(
+                    "On the same draws; p of no difference, corrected for all rows of this table. The "
+                    "trivial score is the best on these very rows, which favours it."
+                ),
             )
+
+    def _p_values(self) -> list[float]:
+        """One per margin; what is undefined stays so and takes no part in the correction."""
+        raw = [p_value(gain) for _, _, gain in self._margins]
+        corrected = iter(holm([p for p in raw if not math.isnan(p)]))
+        return [p if math.isnan(p) else next(corrected) for p in raw]
 
     def bars(self) -> Iterator[Bar]:
         """Whether we beat the trivial scores beyond chance; after ``tables``."""
         for measure, rival, gain in self._margins:
             yield Bar(
                 name=f"{self.dataset}: {measure}, ours minus {rival}, lower 95 % bound",
-                value=gain.low,
+                value=estimate(gain, len(self.rows)).low,
                 bound=0.0,
                 sense=">=",
             )
@@ -170,7 +185,7 @@ class LabelStudy:
         rival = max(
             (method for method in NAMES if method != RANDOM), key=lambda method: precisions[method][0]
         )
-        gain = estimate(precisions[self.name] - precisions[rival], n)
+        gain = precisions[self.name] - precisions[rival]
         self._margins.append((f"average precision of {level}{variant.suffix}", rival, gain))
         return Table(
             title=f"{self.dataset}: {level}{variant.suffix}",
@@ -190,7 +205,7 @@ class LabelStudy:
         """Each type of label alone, the others counting neither way."""
         rows: list[tuple[Cell, ...]] = []
         counts = Counter(label.type for row in self.rows for label in row.labels)
-        kinds = [(kind, _of_type(kind)) for kind, _ in counts.most_common()]
+        kinds = [(kind, _of_type(kind)) for kind, _ in counts.most_common(MOST)]
         if any(label.is_implicit_true for row in self.rows for label in row.labels):
             kinds.append(("any type, true anyway", lambda label: label.is_implicit_true))
         for kind, counted in kinds:
@@ -199,7 +214,7 @@ class LabelStudy:
             trivial = self._sweep(spans(self._by_method[_WORDS], counted))
             rows.append(
                 (
-                    kind or "(no type)",
+                    kind,
                     count,
                     *(estimate(sweep.recall, count) for sweep in ours),
                     *(estimate(sweep.average_precision, count) for sweep in (*ours, trivial)),
@@ -218,7 +233,8 @@ class LabelStudy:
 
     def _by_cause(self) -> Table:
         """What people say about the spans we flag, by the cause we give."""
-        types = [kind for kind, _ in Counter(x.type for row in self.rows for x in row.labels).most_common()]
+        counts = Counter(x.type for row in self.rows for x in row.labels)
+        types = [kind for kind, _ in counts.most_common(MOST)]
         flagged = [
             (span, answer.row, cluster)
             for answer, cluster in zip(self._ours, self._clusters, strict=True)
@@ -242,7 +258,7 @@ class LabelStudy:
                 "cause",
                 "flagged",
                 "labelled (precision)",
-                *(f"as {kind or 'no type'}" for kind in types),
+                *(f"as {kind}" for kind in types),
             ),
             rows=tuple(rows),
             note="Shares of the flagged spans that overlap a label, of any type and of each.",
@@ -251,7 +267,7 @@ class LabelStudy:
     def _by_generator(self) -> Table:
         """Pooled figures can come from telling generators apart; here each stands alone."""
         rows: list[tuple[Cell, ...]] = []
-        for model, count in sorted(Counter(row.model for row in self.rows).items()):
+        for model, count in sorted(Counter(row.model for row in self.rows).most_common(MOST)):
             chosen = [index for index, row in enumerate(self.rows) if row.model == model]
             scored = [self._ours[index] for index in chosen]
             clusters = [self._clusters[index] for index in chosen]

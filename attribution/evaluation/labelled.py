@@ -28,7 +28,7 @@ class Label:
 
     start: int  # code points in the answer, never empty
     end: int
-    type: str  # the annotators' word for what is wrong; "" when the file gives none
+    type: str  # the annotators' word for what is wrong; "untyped" when the file gives none
     is_implicit_true: bool = False  # not in the chunks, yet judged true all the same
 
 
@@ -207,7 +207,7 @@ def _labels(row: Mapping[str, Any], answer: str) -> tuple[Label, ...]:
             Label(
                 start=start,
                 end=end,
-                type=_text(label, "type", ""),
+                type=_text(label, "type", "") or "untyped",
                 is_implicit_true=label.get("implicit_true") is True,
             )
         )

@@ -4,6 +4,7 @@ A thousand draws over millions of characters would take minutes one by one. Here
 of the score are multiplied with how often each draw holds each cluster: one matrix product, then sums.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from functools import cached_property
 from typing import Final
@@ -165,6 +166,14 @@ def estimate(values: Floats, n: int) -> Estimate:
     return Estimate(
         value=float(values[0]), low=float(low), high=float(high), n=n, dropped=len(values) - 1 - len(drawn)
     )
+
+
+def p_value(differences: Floats) -> float:
+    """Two-sided bootstrap p of "no difference" from its values [1 + draws], as in ``statistics.paired``."""
+    drawn = differences[1:][np.isfinite(differences[1:])]
+    if not len(drawn):
+        return math.nan
+    return float(min(1.0, 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))))
 
 
 def _levels(judged: Points, wanted: Points) -> tuple[NDArray[np.intp], NDArray[np.intp], int]:
