@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -277,6 +279,15 @@ def test_environment_names_versions_but_no_machine_or_user() -> None:
     assert facts["no-such-package-of-ours"] == "not installed"
     assert re.fullmatch(r"[0-9.]+", facts["rich"])
     assert facts.keys() == {"python", "machine", "cores", "load", "rich", "no-such-package-of-ours"}
+
+
+def test_showing_evidence_needs_no_heavy_library() -> None:
+    """JSON made on one machine becomes a page on another that has neither torch nor scikit-learn."""
+    faces = ", ".join(f"ragblame.attribution.evaluation.{name}" for name in ("report", "page", "terminal"))
+    heavy = "{'torch', 'numpy', 'scipy', 'sklearn', 'transformers'}"
+    command = f"import sys, {faces}; sys.exit(', '.join({heavy} & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_document_is_made_of_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

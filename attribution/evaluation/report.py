@@ -59,7 +59,7 @@ HEAT_STEPS: Final = 5
 SIDE: Final = 240  # of a reliability plot, in its own units
 
 STYLE: Final = """
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem; background: var(--ground); color: var(--text);
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; background: var(--ground); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 h1, h2, p, th, td, li, dd, code { unicode-bidi: isolate; }
@@ -71,10 +71,12 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   min-width: 2.5rem; }
 thead th { background: var(--raised); } tbody th { font-weight: 400; } 
+tbody tr > :first-child { min-width: 8rem; } .once { white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; } .interval { display: block; }
 .holds { color: var(--good); font-weight: 600; } .short { color: var(--bad); font-weight: 700; }
 .hit { font-weight: 700; box-shadow: inset 0 0 0 2px var(--quiet); }
 figure { margin: 0; display: flex; gap: 2rem; flex-wrap: wrap; align-items: flex-start; }
+figure > div { min-width: 0; }
 svg { width: 20rem; max-width: 100%; } svg text { fill: var(--text); font-size: 11px; }
 .frame { fill: none; stroke: var(--line); } .ideal { stroke: var(--quiet); stroke-dasharray: 4 4; }
 .curve { fill: none; stroke: var(--mark); stroke-width: 1.5; } .point { fill: var(--mark); }
@@ -147,10 +149,10 @@ def _grid(label: str, head: Iterable[str], rows: Iterable[str]) -> str:
 
 
 def _bars(bars: Iterable[Bar]) -> str:
-    head = (f'<th scope="col">{name}</th>' for name in ("bar", "measured", "verdict"))
+    head = (f'<th scope="col">{name}</th>' for name in ("verdict", "bar", "measured"))
     rows = (
-        f'<th scope="row">{_text(bar.name)}</th><td>{_text(bar_line(bar))}</td>'
-        f'<td class="{"holds" if bar.holds else "short"}">{"✓" if bar.holds else "✗"} {verdict(bar)}</td>'
+        f'<td class="once {"holds" if bar.holds else "short"}">{"✓" if bar.holds else "✗"} {verdict(bar)}'
+        f'</td><th scope="row">{_text(bar.name)}</th><td>{_text(bar_line(bar))}</td>'
         for bar in bars
     )
     return _grid("Bars", head, rows)
