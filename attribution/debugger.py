@@ -35,14 +35,10 @@ from ragblame.records import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ragblame.attribution.layout import Layout
     from ragblame.attribution.methods.heat import HeatResult
     from ragblame.attribution.scorer import TransformersScorer
 
-POLL_EVERY = 64  # coalitions scored between two looks at should_abort
 MAX_HEAT_SPANS = 64  # spans that get token heat and attention shares: each one costs a backward pass
 SPANS_AT_ONCE = 16  # of them, between two looks at should_abort
 
@@ -261,13 +257,14 @@ class _Run:
                 "RAGBLAME_MAX_EXACT_CHUNKS (at most 12) or retrieve fewer."
             )
             return
-        scorer = _PolledScorer(self.scorer, 1 << count, self._look)
         try:
-            result = shapley(scorer, layout, spans, max_chunks=self.max_exact_chunks)
+            with self.scorer.watched(lambda part: self._look("shares", part)):
+                result = shapley(self.scorer, layout, spans, max_chunks=self.max_exact_chunks)
         except ModelError as error:
             measured.notes.append(f"No shares were computed, so the verdicts rest on the text alone: {error}")
             return
         measured.attributions.extend(result.attributions)
+        measured.notes.extend(result.notes)
         measured.coalitions = result.coalitions
         masks, table = result.coalitions.masks, result.coalitions.log_probs
         all_row, none_row = table[masks.index(layout.full_mask)], table[masks.index(0)]
@@ -366,33 +363,3 @@ def content_tokens(layout: "Layout", span: Span) -> tuple[int, ...]:
         if any(layout.answer_starts[token] < end and layout.answer_ends[token] > start for start, end in kept)
     )
     return telling or tokens
-
-
-class _PolledScorer:
-    """A scorer that looks up between batches: an abort must not wait for a thousand coalitions."""
-
-    def __init__(self, scorer: "TransformersScorer", total: int, look: Callable[[str, float], None]) -> None:
-        self._scorer = scorer
-        self._total = total
-        self._look = look
-        self._done = 0
-
-    @property
-    def ref(self) -> ScorerRef:
-        return self._scorer.ref
-
-    @property
-    def cost(self) -> Cost:
-        return self._scorer.cost
-
-    def score(self, layout: "Layout", masks: Sequence[int]) -> "NDArray[np.float32]":
-        """See ``Scorer.score``."""
-        import numpy as np
-
-        parts = []
-        for at in range(0, len(masks), POLL_EVERY):
-            self._look("shares", min(1.0, self._done / self._total))
-            part = masks[at : at + POLL_EVERY]
-            parts.append(self._scorer.score(layout, part))
-            self._done += len(part)
-        return np.concatenate(parts) if parts else self._scorer.score(layout, masks)

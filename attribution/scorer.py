@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ragblame.attribution.kv_pool import LayerShape
 from ragblame.attribution.layout import Layout
 from ragblame.attribution.loading import digest_state, load
+from ragblame.attribution.sweep import Engine, Sweep, shareable_state
 from ragblame.errors import ContextLengthError, ModelError
 from ragblame.records import Cost, ScorerRef
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward: bounds activations whatever the batch size
-MAX_LOGITS = 1 << 26  # answer rows x vocabulary of one forward (256 MB in float32): bounds the head's output
-MAX_SPREAD = 64  # tokens by which prompts of one batch may differ in length: rows of padding through the head
+TREE_FROM = 8  # coalitions of one call from which on they are scored along their prefix tree
+CACHE_BYTES = 1 << 29  # keys and values that a sweep keeps at once by default
 
 
 class Scorer(Protocol):
@@ -80,6 +81,7 @@ class TransformersScorer:
         revision: str | None = None,
         is_own_model: bool = False,
         batch_size: int = 16,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         """Wrap a loaded model. Raises ``ModelError`` for encoder-decoders and models that look ahead."""
         family = str(model.config.model_type)
@@ -100,11 +102,16 @@ class TransformersScorer:
             is_own_model=is_own_model,
         )
         self.cost = Cost()
-        self._keeps_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.accepts = frozenset(inspect.signature(model.forward).parameters)
+        self.cache_bytes = cache_bytes
+        self.shares_prefixes = True
+        self.engine: Engine | None = None
+        self.look: Callable[[float], None] = lambda part: None
         weight = model.get_input_embeddings().weight
         assert isinstance(weight, Tensor)
-        self._vocabulary = int(weight.shape[0])
-        _check_causal(self, self._vocabulary)
+        self.vocabulary = int(weight.shape[0])
+        _check_causal(self, self.vocabulary)
+        self._state = shareable_state(self)  # what a prefix tree keeps, or why there can be none
 
     @classmethod
     def from_pretrained(
@@ -162,13 +169,16 @@ class TransformersScorer:
             prompts[mask] = layout.prompt_ids(mask)
             self.check_length(len(prompts[mask]), len(answer))
         self._check_vocabulary(max((max(ids) for ids in (*prompts.values(), answer)), default=0))
-        rows: dict[tuple[int, ...], NDArray[np.float32]] = {}
-        forwards = tokens = 0
-        for batch in self._batches(set(prompts.values()), len(answer)):
-            for prompt, values in zip(batch, self._score_batch(batch, answer), strict=True):
-                rows[prompt] = values
-            forwards += 1
-            tokens += len(batch) * (len(batch[-1]) + len(answer))
+        sweep = Sweep(self, list(dict.fromkeys(prompts.values())), answer)
+        rows: dict[tuple[int, ...], NDArray[np.float32]] | None = None
+        shapes = self._shareable(len(prompts))
+        if isinstance(shapes, str):
+            sweep.reasons.append(shapes)
+        else:
+            rows = sweep.along_tree(shapes, self.cache_bytes)
+        name = "independent" if rows is None else "prefix tree"
+        rows = sweep.independently() if rows is None else rows
+        self.engine = Engine(name=name, reason="; ".join(sweep.reasons))
         table = (
             np.stack([rows[prompts[mask]] for mask in masks])
             if masks
@@ -176,11 +186,28 @@ class TransformersScorer:
         )
         self.spend(
             scored_coalitions=len(masks),
-            forwards=forwards,
-            tokens=tokens,
+            forwards=sweep.forwards,
+            tokens=sweep.tokens,
             seconds=time.perf_counter() - started,
         )
         return table
+
+    @contextmanager
+    def watched(self, look: Callable[[float], None]) -> Iterator[None]:
+        """Have ``look`` called before each batch with the part of the call that is done; it may raise."""
+        before, self.look = self.look, look
+        try:
+            yield
+        finally:
+            self.look = before
+
+    def _shareable(self, prompts: int) -> tuple[LayerShape, ...] | str:
+        """What a prefix tree keeps of each token, or why these prompts are scored independently."""
+        if not self.shares_prefixes:
+            return "shares_prefixes is off"
+        if prompts < TREE_FROM:
+            return f"fewer than {TREE_FROM} coalitions"
+        return self._state
 
     def spend(
         self,
@@ -201,17 +228,21 @@ class TransformersScorer:
             seconds=spent.seconds + seconds,
         )
 
-    def answer_log_probs(self, input_ids: Tensor, starts: Sequence[int], answer: Sequence[int]) -> Tensor:
+    def answer_log_probs(
+        self, input_ids: Tensor, starts: Sequence[int], answer: Sequence[int], **extra: Any
+    ) -> Tensor:
         """Log-probabilities of the answer in each row of ``input_ids``, float32, shape [row, answer token].
 
-        Row r holds its prompt in ``[0, starts[r])``, then the answer, then padding. Keeps the autograd graph
-        when gradients are enabled.
+        Row r holds its prompt in ``[0, starts[r])``, then the answer, then padding. ``extra``: more arguments
+        of the model, such as a cache of what stands before. Keeps the autograd graph when gradients are
+        enabled.
         """
         first = min(starts) - 1
         kept = input_ids.shape[1] - first
         with self._float32_head():
-            extra: dict[str, Any] = {"logits_to_keep": kept} if self._keeps_rows else {}
-            output = self.model(input_ids=input_ids, use_cache=False, **extra)
+            if "logits_to_keep" in self.accepts:
+                extra["logits_to_keep"] = kept
+            output = self.model(input_ids=input_ids, **{"use_cache": False, **extra})
         logits: Tensor = output.logits[:, -kept:]
         offsets = torch.tensor([start - 1 - first for start in starts], device=logits.device)
         index = offsets[:, None] + torch.arange(len(answer), device=logits.device)
@@ -220,48 +251,10 @@ class TransformersScorer:
         chosen = answer_rows.gather(2, targets[:, :, None]).squeeze(2)
         return chosen - answer_rows.logsumexp(dim=2)
 
-    @torch.inference_mode()
-    def _score_batch(
-        self, prompts: Sequence[tuple[int, ...]], answer: tuple[int, ...]
-    ) -> NDArray[np.float32]:
-        length = max(map(len, prompts)) + len(answer)
-        padded = [
-            list(prompt + answer) + [answer[-1]] * (length - len(prompt) - len(answer)) for prompt in prompts
-        ]
-        values = self.answer_log_probs(
-            torch.tensor(padded, device=self.model.device), [len(prompt) for prompt in prompts], answer
-        )
-        table: NDArray[np.float32] = values.cpu().numpy()
-        if not np.isfinite(table).all():
-            raise ModelError(
-                f"{self.ref.name} gives log-probabilities that are not finite; load it in float32 or check "
-                "its weights"
-            )
-        return np.minimum(table, 0.0, dtype=np.float32)
-
-    def _batches(self, prompts: set[tuple[int, ...]], answer_length: int) -> Iterator[list[tuple[int, ...]]]:
-        """Prompts of like length together, bounded in number, padded tokens and rows for the head."""
-        batch: list[tuple[int, ...]] = []
-        for prompt in sorted(prompts, key=lambda ids: (len(ids), ids)):
-            count = len(batch) + 1
-            spread = len(prompt) - len(batch[0]) if batch else 0
-            is_too_much = (
-                count > self.batch_size
-                or count * (len(prompt) + answer_length) > MAX_BATCH_TOKENS
-                or count * (spread + answer_length) * self._vocabulary > MAX_LOGITS
-                or spread > max(MAX_SPREAD, answer_length)
-            )
-            if batch and is_too_much:
-                yield batch
-                batch = []
-            batch.append(prompt)
-        if batch:
-            yield batch
-
     def _check_vocabulary(self, largest: int) -> None:
-        if largest >= self._vocabulary:
+        if largest >= self.vocabulary:
             raise ModelError(
-                f"token {largest} is beyond the {self._vocabulary} of {self.ref.name}: the tokenizer is "
+                f"token {largest} is beyond the {self.vocabulary} of {self.ref.name}: the tokenizer is "
                 "another model's; use the tokenizer saved with it"
             )
 

@@ -10,13 +10,27 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3_5TextConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    Starcoder2Config,
 )
 
 WORDS = (
@@ -37,6 +51,12 @@ NO_SYSTEM = (
     "<{{ m.role }}>{{ m.content | trim }}\n{% endfor %}{% if add_generation_prompt %}<model>{% endif %}"
 )
 FAMILIES = ("llama", "qwen2", "gpt2", "mistral")
+MORE_FAMILIES = (
+    *("qwen3", "gemma2", "gemma3", "phi3", "gpt_neox", "opt", "bloom", "falcon", "falcon alibi"),
+    *("starcoder2", "olmo2", "mixtral", "qwen3_moe"),
+)
+WINDOWED = ("mistral", "gemma2", "gemma3", "phi3", "starcoder2")
+STATEFUL = ("mamba", "qwen3_5")  # a running state instead of keys and values, in all layers or in most
 
 
 @cache
@@ -82,36 +102,56 @@ def wrapped(tokenizer: Tokenizer, **options: str) -> PreTrainedTokenizerFast:
 
 
 def tiny_config(family: str, *, window: int | None = None, layers: int = 3) -> PreTrainedConfig:
-    """A configuration of a family with grouped key/value heads where it has them."""
-    vocabulary = 1024
-    if family == "gpt2":
-        return GPT2Config(
-            vocab_size=vocabulary,
-            n_positions=2048,
-            n_embd=32,
-            n_layer=layers,
-            n_head=4,
-            bos_token_id=0,
-            eos_token_id=1,
-        )
-    shared: dict[str, Any] = {
-        "vocab_size": vocabulary,
+    """A configuration of a family with grouped key/value heads, experts or a window where it has them."""
+    ends: dict[str, Any] = {"vocab_size": 1024, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    plain = ends | {
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
     }
-    if family == "llama":
-        return LlamaConfig(**shared)
-    if family == "qwen2":
-        return Qwen2Config(**shared)
-    if family == "mistral":
-        return MistralConfig(**shared, sliding_window=window)
-    raise ValueError(family)
+    shared = plain | {"num_key_value_heads": 2}
+    headed = shared | {"head_dim": 8}
+    experts = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    small = ends | {"hidden_size": 32, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 4}
+    makers: dict[str, Callable[[], PreTrainedConfig]] = {
+        "llama": lambda: LlamaConfig(**shared),
+        "qwen2": lambda: Qwen2Config(**shared),
+        "gpt2": lambda: GPT2Config(**ends, n_positions=2048, n_embd=32, n_layer=layers, n_head=4),
+        "mistral": lambda: MistralConfig(**shared, sliding_window=window),
+        "qwen3": lambda: Qwen3Config(**headed),
+        "gemma2": lambda: Gemma2Config(**headed, sliding_window=window or 4096, query_pre_attn_scalar=8),
+        "gemma3": lambda: Gemma3TextConfig(
+            **headed,
+            sliding_window=window or 4096,
+            query_pre_attn_scalar=8,
+            layer_types=["sliding_attention"] * (layers - 1) + ["full_attention"],
+        ),
+        "phi3": lambda: Phi3Config(**shared, sliding_window=window),
+        "gpt_neox": lambda: GPTNeoXConfig(**plain),
+        "opt": lambda: OPTConfig(
+            **small, **heads, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=2048
+        ),
+        "bloom": lambda: BloomConfig(**ends, hidden_size=32, n_layer=layers, n_head=4),
+        "falcon": lambda: FalconConfig(**small, **heads, alibi=False),
+        "falcon alibi": lambda: FalconConfig(**small, **heads, alibi=True),
+        "starcoder2": lambda: Starcoder2Config(**shared, sliding_window=window),
+        "olmo2": lambda: Olmo2Config(**shared),
+        "mixtral": lambda: MixtralConfig(**shared, num_local_experts=4, num_experts_per_tok=2),
+        "qwen3_moe": lambda: Qwen3MoeConfig(**headed, **experts, num_experts=4),
+        "mamba": lambda: MambaConfig(**small, state_size=4),
+        "qwen3_5": lambda: Qwen3_5TextConfig(
+            **headed,
+            layer_types=["linear_attention"] * (layers - 1) + ["full_attention"],
+            linear_num_key_heads=2,
+            linear_num_value_heads=4,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+        ),
+    }
+    return makers[family]()
 
 
 def tiny_model(

@@ -39,7 +39,7 @@ def evaluate(
     count = QUICK_COUNT if is_quick else COUNT
     rows: dict[str, list[Observation]] = {}
     for folder in models:
-        observed = study(folder, seed=seed, count=count, progress=report)
+        observed = study(folder, seed=seed, count=count, with_captum=not rows, progress=report)
         rows[observed[0].model] = observed
     first = next(iter(rows.values()))
     report("the model itself", 0.0)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ragblame.attribution.debugger import Debugger
 
 BLOCK = 20  # items of each cell that one task takes
-SLOW_PART = 0.2  # of the items are also given to captum's own methods, which cost many times a sweep
+CAPTUM_EVERY = 25  # of so many items of a cell, captum's own methods get one: they take seconds each
 
 Progress = Callable[[str, float], None]
 
@@ -84,24 +84,28 @@ def study(
     seed: int,
     count: int,
     cells: Sequence[Cell] = tuple(Cell),
+    with_captum: bool = True,
     processes: int | None = None,
     progress: Progress = lambda what, part: None,
 ) -> list[Observation]:
-    """Observe ``count`` items of every cell under one model (a training run's folder, or None: the shipped
-    one)."""
+    """Observe ``count`` items of every cell under one model.
+
+    ``folder``: of a training run, None for the shipped model. ``with_captum``: captum's own methods too, on one
+    item in ``CAPTUM_EVERY``. ``processes``: None for one a core.
+    """
     name = "shipped" if folder is None else folder.parent.name if folder.name == "model" else folder.name
     blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
     found: list[Observation] = []
     workers = min(processes or os.cpu_count() or 1, len(blocks))
     if workers == 1:
         for done, block in enumerate(blocks, start=1):
-            found += _observe_block(folder, name, seed, tuple(block), tuple(cells))
+            found += _observe_block(folder, name, seed, tuple(block), tuple(cells), with_captum)
             progress(f"model {name}", done / len(blocks))
     else:
         # Not forked: torch's threads do not survive a fork.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             tasks = [
-                pool.submit(_observe_block, folder, name, seed, tuple(block), tuple(cells))
+                pool.submit(_observe_block, folder, name, seed, tuple(block), tuple(cells), with_captum)
                 for block in blocks
             ]
             for done, task in enumerate(as_completed(tasks), start=1):
@@ -112,7 +116,12 @@ def study(
 
 
 def _observe_block(
-    folder: Path | None, name: str, seed: int, numbers: Sequence[int], cells: Sequence[Cell]
+    folder: Path | None,
+    name: str,
+    seed: int,
+    numbers: Sequence[int],
+    cells: Sequence[Cell],
+    with_captum: bool,
 ) -> list[Observation]:
     """The unit of work of one process: all cells of these numbers."""
     import torch
@@ -131,7 +140,7 @@ def _observe_block(
     items = [draw_item(cell, number, seed=seed) for cell in cells for number in numbers]
     behaviours = observe(items, write, seed=seed)
     found: list[Observation] = [
-        _explain(debugger, name, item, behaviour, seed)
+        _explain(debugger, name, item, behaviour, seed, with_captum)
         for item, behaviour in zip(items, behaviours, strict=True)
         if behaviour.is_labelled
     ]
@@ -166,7 +175,9 @@ def _unlabelled(name: str, item: Item, behaviour: Behaviour) -> Observation:
     )
 
 
-def _explain(debugger: "Debugger", name: str, item: Item, behaviour: Behaviour, seed: int) -> Observation:
+def _explain(
+    debugger: "Debugger", name: str, item: Item, behaviour: Behaviour, seed: int, with_captum: bool
+) -> Observation:
     from ragblame.attribution.evaluation.contenders import contenders
 
     explanation = debugger.explain(
@@ -193,7 +204,7 @@ def _explain(debugger: "Debugger", name: str, item: Item, behaviour: Behaviour, 
         noise=float(shapley.noise_floor or 0.0),
         judged=_judged(explanation, behaviour),
     )
-    is_slow = item.number % round(1 / SLOW_PART) == 0
+    is_slow = with_captum and item.number % CAPTUM_EVERY == 0
     assert debugger.scorer is not None
     observation.others.update(
         contenders(

@@ -74,8 +74,8 @@ def compare(rows: Sequence[Observation], *, seed: int) -> Findings:
                 ),
                 rows=tuple(table),
                 note="The highest scores, as many as there are causes, are exactly the causes; ties broken at random. "
-                "Captum's methods: a fifth of the items (they cost a forward and a backward per answer token and "
-                "more), and the lead is on the same items.",
+                "Captum's methods: one item in 25, as they cost a forward and a backward per answer token and "
+                "more; the lead is on the same items.",
             )
         ],
         bars=[

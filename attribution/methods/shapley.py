@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ragblame.attribution.layout import Layout
 from ragblame.attribution.methods.coalitions import all_masks, membership, shapley_weights, sizes
 from ragblame.attribution.methods.fingerprint import settings_hash
-from ragblame.attribution.scorer import Scorer, spent_since
+from ragblame.attribution.scorer import TREE_FROM, Scorer, TransformersScorer, spent_since
 from ragblame.errors import InputError
 from ragblame.records import Attribution, CoalitionValues, Method, Span
 
@@ -29,6 +29,7 @@ class ShapleyResult:
     interactions: tuple[
         tuple[tuple[float, ...], ...], ...
     ]  # [span][player][player], nats; see ``pair_terms``
+    notes: tuple[str, ...] = ()  # how the sweep was scored, where a reader could wonder at its cost
 
 
 def exact_shapley(values: ArrayLike) -> NDArray[np.float64]:
@@ -80,6 +81,7 @@ def shapley(scorer: Scorer, layout: Layout, spans: Sequence[Span], *, max_chunks
     before = scorer.cost
     masks = all_masks(n)
     log_probs = scorer.score(layout, masks)
+    notes = _engine_notes(scorer, len(masks))
     expected = (len(masks), len(layout.answer_ids))
     if log_probs.shape != expected:
         raise InputError(
@@ -120,7 +122,20 @@ def shapley(scorer: Scorer, layout: Layout, spans: Sequence[Span], *, max_chunks
         interactions=tuple(
             tuple(tuple(row) for row in pairs[:, :, number].tolist()) for number in range(len(spans))
         ),
+        notes=notes,
     )
+
+
+def _engine_notes(scorer: Scorer, coalitions: int) -> tuple[str, ...]:
+    """What a local model's last sweep says of itself; a sweep too small to share anything says nothing."""
+    engine = scorer.engine if isinstance(scorer, TransformersScorer) else None
+    if engine is None or not engine.reason or coalitions < TREE_FROM:
+        return ()
+    way = {
+        "prefix tree": "along their prefix tree",
+        "independent": "one by one, with the same result at a higher cost",
+    }[engine.name]
+    return (f"The {coalitions} coalitions were scored {way}: {engine.reason}.",)
 
 
 def _span_values(
