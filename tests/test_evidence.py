@@ -103,7 +103,7 @@ class Elements(HTMLParser):
         self.text.append(data)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(texts)
 def test_json_gives_back_the_same_evidence(text: str) -> None:
     """Through real JSON text, every field, every kind of cell."""
@@ -137,7 +137,7 @@ def test_what_could_not_be_measured_is_null_and_holds_nothing() -> None:
     assert to_html(evidence).count("falls short") == 2
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(texts)
 def test_hostile_text_stays_text_on_the_page(text: str) -> None:
     """The page has the elements and attributes it has for harmless text, whatever stands in the fields."""
@@ -162,7 +162,7 @@ def markup(evidence: Evidence) -> tuple[list[str], str]:
     return kinds, "".join(words)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(texts)
 def test_hostile_text_stays_text_in_the_document(text: str) -> None:
     """A Markdown reader finds the headings, tables and emphasis it finds for harmless text, and no more."""

@@ -25,6 +25,7 @@ def apart(rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     return np.array(scores), np.array(positives)
 
 
+@settings(deadline=None)
 @given(ranked)
 def test_auroc_is_the_share_of_pairs_in_order(rows: Rows) -> None:
     """It equals counting pairs by hand, ties half, and scikit-learn's; with one class it is NaN."""
@@ -39,6 +40,7 @@ def test_auroc_is_the_share_of_pairs_in_order(rows: Rows) -> None:
     assert ours.auroc(-scores, positives) == pytest.approx(1 - found)
 
 
+@settings(deadline=None)
 @given(ranked)
 def test_best_f1_is_the_best_of_all_thresholds(rows: Rows) -> None:
     """No threshold does better than the one returned, and that one does as well as promised."""
@@ -51,6 +53,7 @@ def test_best_f1_is_the_best_of_all_thresholds(rows: Rows) -> None:
     assert ours.f1_at(scores, positives, threshold) == pytest.approx(best)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3).map(float), st.booleans()), min_size=1, max_size=6),
     st.integers(1, 20),
@@ -73,6 +76,7 @@ def test_precision_at_takes_an_exact_share_exactly() -> None:
     assert ours.precision_at(scores, scores >= 94, 0.07) == pytest.approx(6 / 7)
 
 
+@settings(deadline=None)
 @given(labelled)
 def test_confusion_and_macro_f1_equal_scikit_learns(rows: list[tuple[str, str]]) -> None:
     """Also with a label left out of the mean, as an honest `undetermined` is."""
@@ -131,6 +135,7 @@ def test_a_share_of_no_rows_could_be_anything() -> None:
         ours.wilson(3, 2)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), st.integers(1, 12))
 def test_reliability_loses_no_row(rows: Rows, bins: int) -> None:
     """Counts add up, every mean lies in its bin, and with one bin the error is the gap of the two means."""
@@ -151,6 +156,7 @@ def test_reliability_sees_overconfidence() -> None:
     assert error == pytest.approx(0.45)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_lies_between_no_correction_and_bonferroni(p_values: list[float]) -> None:
     """It keeps the order, never lowers a p value, and is never harsher than Bonferroni."""
@@ -169,7 +175,7 @@ def test_holm_by_hand() -> None:
         ours.holm([math.nan])
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=20), st.integers(0, 99))
 def test_a_resample_takes_whole_clusters(clusters: list[int], seed: int) -> None:
     """In every draw the rows of one cluster come equally often, and as many clusters as there are."""
