@@ -64,7 +64,7 @@ train: $(VENV)/.all  ## train the small model again from its seed (about an hour
 	@$(BIN)/python -m ragblame.attribution.world.training --seed 0 --out build/small-model
 
 accuracy: $(VENV)/.all  ## held-out accuracy of the shipped small model
-	@$(BIN)/python -m ragblame.attribution.world.accuracy
+	@$(BIN)/python -m ragblame.attribution.evaluation.accuracy
 
 screenshot: $(VENV)/.dev  ## docs/triage.png from the demo, in real Chromium
 	@$(BIN)/python -m tests.screenshot docs

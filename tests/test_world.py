@@ -3,6 +3,8 @@
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ragblame.attribution.world import accuracy, episodes, facts, runbooks, shipped, values
-from ragblame.attribution.world.answering import generate, stated_values
+from ragblame.attribution.evaluation import accuracy
+from ragblame.attribution.world import episodes, facts, runbooks, shipped, values, wording
+from ragblame.attribution.world.answering import generate, read_repetition, read_statements, stated_values
 from ragblame.attribution.world.batches import ANSWER_WEIGHT, VALUE_WEIGHT, block, weigh
 from ragblame.attribution.world.facts import Chunk, Claim, Entity, Origin, world
+from ragblame.attribution.world.muon import Muon, orthogonalise
 from ragblame.attribution.world.tokenizer import save_tokenizer, train_tokenizer
 from ragblame.attribution.world.training import Schedule, Training
 from ragblame.attribution.world.values import Split
@@ -94,7 +98,10 @@ def test_training_never_sees_a_held_out_name_or_value(seed: int, count: int) -> 
     for chunk in chunks:
         assert not values.is_held_out(chunk.entity.name)
         for attribute, value in chunk.facts:
-            assert not values.is_held_out(f"{attribute}: {value}")
+            if attribute == facts.FALLBACK:
+                assert not values.is_held_out(facts.entity_of(value).name)
+            else:
+                assert not values.is_held_out(f"{attribute}: {value}")
 
 
 @given(SEEDS, st.integers(1, 8))
@@ -132,7 +139,7 @@ def test_value_ranges_of_a_training_text_are_the_values_of_its_answers(seed: int
     text = episodes.draw_sequence(random.Random(seed), episodes.FULL)
     assert text.values
     for start, end in text.values:
-        assert text.text[start - 4 : start] == " is "
+        assert text.text[start - 4 : start] in (" is ", "re, ")  # "Once more, 2959."
         assert text.text[end] == "."
     for start, end in text.answers:
         assert text.text[start - 7 : start] == "Answer:"
@@ -152,6 +159,52 @@ def test_a_prompt_has_the_form_the_model_was_trained_on() -> None:
     assert episodes.prompt_text([], "Who?").startswith(
         "Answer the question from the context.\nQuestion: Who?"
     )
+
+
+@given(SEEDS, st.integers(1, 10))
+def test_training_never_asks_a_withheld_pair_of_wordings(seed: int, count: int) -> None:
+    rng = random.Random(seed)
+    chunks = episodes.draw_chunks(rng, Split.TRAINING, count, episodes.FULL)
+    question = episodes.draw_question(rng, Split.TRAINING, chunks, episodes.FULL)
+    asked = question.claims[-1:] if question.is_two_hop else question.claims
+    for claim, form in zip(asked, question.forms, strict=True):
+        for chunk in chunks:
+            assert (chunk.form(claim), form) not in wording.withheld(claim.attribute)
+
+
+@given(SEEDS, st.integers(2, 10))
+def test_a_two_hop_question_names_the_fallback_that_a_chunk_states(seed: int, count: int) -> None:
+    rng = random.Random(seed)
+    chunks = episodes.draw_chunks(rng, Split.HELD_OUT, count, episodes.FULL)
+    question = episodes.draw_question(rng, Split.HELD_OUT, chunks, replace(episodes.FULL, two_hop=1.0))
+    if question.is_two_hop:
+        first, second = question.claims
+        assert any(chunk.value(first) == second.entity.as_value for chunk in chunks)
+        assert str(first.entity) in question.text
+        assert str(second.entity) not in question.text.replace(str(first.entity), "")
+
+
+def test_a_chunk_knows_the_form_of_every_sentence_it_was_written_with() -> None:
+    rng = random.Random(4)
+    for chunk in episodes.draw_chunks(rng, Split.HELD_OUT, 60, replace(episodes.FULL, copy=0.0)):
+        for (attribute, value), form in zip(chunk.facts, chunk.forms, strict=True):
+            sentence = wording.sentence_forms(attribute)[form].format(e=chunk.entity, v=value)
+            assert sentence in chunk.text
+
+
+def test_statements_and_repetitions_are_read_with_their_places() -> None:
+    answer = (
+        "The fallback of the Kestrel gateway is the Heron cache. The version of the Heron cache is 4.17. "
+        "Once more, 4.17."
+    )
+    first, second = read_statements(answer)
+    assert (first.entity, first.value) == ("Kestrel gateway", "the Heron cache")
+    assert (second.attribute, second.value) == ("version", "4.17")
+    assert answer[first.start : first.end] == first.value
+    bounds = read_repetition(answer)
+    assert bounds is not None
+    assert answer[slice(*bounds)] == "4.17"
+    assert bounds[0] > second.end
 
 
 def test_values_are_read_out_of_an_answer_by_subject_and_attribute() -> None:
@@ -288,6 +341,35 @@ def test_a_block_of_batches_is_a_function_of_its_seed(small_tokenizer: PreTraine
 
 
 # --- training ----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 6), st.integers(2, 24), st.integers(2, 24), SEEDS)
+@settings(deadline=None, max_examples=30)
+def test_orthogonalised_updates_keep_the_directions_and_level_the_singular_values(
+    count: int, rows: int, columns: int, seed: int
+) -> None:
+    """Against the singular value decomposition, which gives the nearest semi-orthogonal matrix exactly."""
+    matrices = torch.randn(count, rows, columns, generator=torch.Generator().manual_seed(seed))
+    found = orthogonalise(matrices)
+    left, sizes, right = torch.linalg.svd(matrices, full_matrices=False)
+    levelled = torch.diagonal(left.transpose(1, 2) @ found @ right.transpose(1, 2), dim1=1, dim2=2)
+    is_clear = sizes > 0.05 * sizes.amax(dim=1, keepdim=True)  # five steps cannot lift what is nearly nothing
+    assert ((levelled > 0.3) & (levelled < 1.3))[is_clear].all()
+
+
+def test_muon_in_float32_steps_as_torchs_own_does_in_bfloat16() -> None:
+    draw = torch.Generator().manual_seed(0)
+    start, gradient = torch.randn(24, 16, generator=draw), torch.randn(24, 16, generator=draw)
+    stepped = []
+    for make in (Muon, partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")):
+        weight = torch.nn.Parameter(start.clone())
+        optimiser = make([weight], lr=0.1, momentum=0.95, weight_decay=0.05)
+        for _ in range(3):
+            weight.grad = gradient.clone()
+            optimiser.step()
+        stepped.append(weight.detach())
+    assert torch.allclose(stepped[0], stepped[1], atol=0.01)
+    assert not torch.allclose(stepped[0], start, atol=0.1)
 
 
 def test_a_resumed_training_run_ends_with_the_weights_of_an_uninterrupted_one(

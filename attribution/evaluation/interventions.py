@@ -49,7 +49,7 @@ class Behaviour:
     entity: Entity | None  # whom the value was given for; of a two-hop answer the entity it went on to
     causes: tuple[int, ...]  # chunks, by position; empty: memory
     sufficient: tuple[tuple[int, ...], ...]  # every swapped set that the answer followed
-    is_clear: bool  # False when some swap changed the value to something else
+    is_clear: bool  # False when no swap was followed, yet some swap changed the value to something else
 
     @property
     def is_labelled(self) -> bool:
@@ -139,7 +139,7 @@ def observe(items: Sequence[Item], generate: Generate, *, seed: int) -> list[Beh
 def _label(item: Item, answer: str, outcomes: Sequence[tuple[Swap, str]]) -> Behaviour:
     last = _final(item, answer)
     value = last.value if last else None
-    sufficient, is_clear = [], True
+    sufficient, is_moved = [], False
     for swap, other in outcomes:
         final = _final(item, other)
         if final is not None and final.value == value:
@@ -147,7 +147,7 @@ def _label(item: Item, answer: str, outcomes: Sequence[tuple[Swap, str]]) -> Beh
         if final is not None and final.value in swap.follows:
             sufficient.append(swap.positions)
         else:
-            is_clear = False
+            is_moved = True
     smallest = min((len(positions) for positions in sufficient), default=0)
     causes = sorted({at for positions in sufficient if len(positions) == smallest for at in positions})
     ranges = []
@@ -163,7 +163,7 @@ def _label(item: Item, answer: str, outcomes: Sequence[tuple[Swap, str]]) -> Beh
         entity=None if last is None else entity_of(last.entity),
         causes=tuple(causes),
         sufficient=tuple(sufficient),
-        is_clear=is_clear,
+        is_clear=bool(sufficient) or not is_moved,
     )
 
 

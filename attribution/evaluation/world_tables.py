@@ -132,8 +132,8 @@ def describe_cells(rows: Sequence[Observation], *, count: int) -> Findings:
                 ),
                 rows=tuple(table),
                 note="Labels come from what the answer does when values in chunks are swapped. "
-                "Unclear: some swap changed the value to neither the old nor the new one, or the answer "
-                "abstained; such items are counted here and used nowhere.",
+                "Unclear: no swap was followed, yet one changed the value to something else. Unreadable, "
+                "unclear and abstaining items are counted here and used nowhere.",
             )
         ],
         bars=[
