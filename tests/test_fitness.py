@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from ragblame.attribution.alignment import align_chunks
+from ragblame.attribution.evaluation.accuracy import draw_items
 from ragblame.attribution.fitness import check_fitness, unigram_nats
 from ragblame.attribution.layout import build_layout
 from ragblame.attribution.scorer import TransformersScorer
-from ragblame.attribution.evaluation.accuracy import draw_items
 from ragblame.attribution.world.answering import generate
 from ragblame.errors import ContextLengthError, InputError
 from ragblame.records import Message

@@ -253,8 +253,10 @@ def evidence_of_model(folder: Path | None, *, seed: int, n: int) -> Findings:
                 title="The model itself",
                 columns=("held-out cell", "exact match", "claims"),
                 rows=tuple((one.cell, one.accuracy, one.accuracy.n) for one in rows),
-                note="Free greedy generation, whole value equal, 95 % Wilson intervals. Values that nobody states "
-                "(prior) are a matter of chance by design: 15 % of the guesses were drawn at random in training.",
+                note="Free greedy generation, whole value equal, 95 % Wilson intervals. Values that nobody "
+                "states (prior) are a matter of chance by design: 15 % of the guesses were drawn "
+                "at random in "
+                "training.",
             )
         ],
         bars=[

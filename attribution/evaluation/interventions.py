@@ -87,7 +87,7 @@ def swaps(item: Item, *, seed: int) -> list[Swap]:
     groups: dict[str, list[int]] = {}
     for index, value in stated.items():
         groups.setdefault(value, []).append(index)
-    wanted = [(index,) for index in stated]
+    wanted: list[tuple[int, ...]] = [(index,) for index in stated]
     wanted += [tuple(group) for group in groups.values() if len(group) > 1]
     found = []
     for positions in wanted:

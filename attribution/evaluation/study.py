@@ -90,8 +90,8 @@ def study(
 ) -> list[Observation]:
     """Observe ``count`` items of every cell under one model.
 
-    ``folder``: of a training run, None for the shipped model. ``with_captum``: captum's own methods too, on one
-    item in ``CAPTUM_EVERY``. ``processes``: None for one a core.
+    ``folder``: of a training run, None for the shipped model. ``with_captum``: captum's own methods too, on
+    one item in ``CAPTUM_EVERY``. ``processes``: None for one a core.
     """
     name = "shipped" if folder is None else folder.parent.name if folder.name == "model" else folder.name
     blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]

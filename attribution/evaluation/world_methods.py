@@ -6,6 +6,7 @@ control.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from ragblame.attribution.evaluation.ablation_baselines import context_cite_fit
 from ragblame.attribution.evaluation.cells import REDUNDANT, Cell
 from ragblame.attribution.evaluation.evidence import Bar, Estimate, Table
+from ragblame.attribution.evaluation.evidence import Cell as Value
 from ragblame.attribution.evaluation.faithfulness import (
     comprehensiveness,
     linear_datamodeling_score,
@@ -53,7 +55,7 @@ def compare(rows: Sequence[Observation], *, seed: int) -> Findings:
             seed=seed,
         )
     adjusted = dict(zip(names, holm([results[name][1] for name in names]), strict=True))
-    table = [(OURS, _found(kept, OURS, seed), _found(hard, OURS, seed), None, None)]
+    table: list[tuple[Value, ...]] = [(OURS, _found(kept, OURS, seed), _found(hard, OURS, seed), None, None)]
     table += [
         (name, _found(kept, name, seed), _found(hard, name, seed), results[name][0], adjusted[name])
         for name in names
@@ -73,9 +75,10 @@ def compare(rows: Sequence[Observation], *, seed: int) -> Findings:
                     "p (Holm)",
                 ),
                 rows=tuple(table),
-                note="The highest scores, as many as there are causes, are exactly the causes; ties broken at random. "
-                "Captum's methods: one item in 25, as they cost a forward and a backward per answer token and "
-                "more; the lead is on the same items.",
+                note="The highest scores, as many as there are causes, are exactly the causes; "
+                "ties broken at "
+                "random. Captum's methods: one item in 25, as they cost a forward and a backward per answer "
+                "token and more; the lead is on the same items.",
             )
         ],
         bars=[
@@ -112,15 +115,15 @@ def faithfulness(rows: Sequence[Observation], *, seed: int) -> Findings:
         table.append(
             (
                 name,
-                mean(plain, lambda one, name=name: _lds(one, name, seed), seed=seed),
-                mean(kept, lambda one, name=name: _drop(one, name, 1), seed=seed),
-                mean(kept, lambda one, name=name: _of(one, name, comprehensiveness), seed=seed),
-                mean(kept, lambda one, name=name: _of(one, name, sufficiency), seed=seed),
+                mean(plain, partial(_lds, name=name, seed=seed), seed=seed),
+                mean(kept, partial(_drop, name=name, k=1), seed=seed),
+                mean(kept, partial(_of, name=name, figure=comprehensiveness), seed=seed),
+                mean(kept, partial(_of, name=name, figure=sufficiency), seed=seed),
             )
         )
     control = mean(kept, lambda one: random_k_drop(one.values, 1), seed=seed)
     halves = {
-        name: mean(plain, lambda one, name=name: _held_out_lds(one, name, seed), seed=seed)
+        name: mean(plain, partial(_held_out_lds, name=name, seed=seed), seed=seed)
         for name in HELD_OUT_METHODS
     }
     by_cell = [
@@ -138,17 +141,18 @@ def faithfulness(rows: Sequence[Observation], *, seed: int) -> Findings:
                 title="Faithfulness",
                 columns=("method", "LDS", "top-1 drop, nats", "comprehensiveness, nats", "sufficiency, nats"),
                 rows=tuple(table),
-                note="LDS: Spearman of the sum of scores in S with v(S) over 64 random coalitions, on cells without "
-                "redundancy. Exact Shapley has seen every coalition, and so nearly have 64 ablations of up to 6 "
-                f"chunks: see the held-out table. A random chunk drops {control.value:.2f} nats. Sufficiency: lower "
-                "is better.",
+                note="LDS: Spearman of the sum of scores in S with v(S) over 64 random coalitions, "
+                "on cells without "
+                "redundancy. Exact Shapley has seen all of them, and so nearly have 64 ablations of up to 6 "
+                "chunks: see the held-out table. "
+                f"A random chunk drops {control.value:.2f} nats. Sufficiency: lower is better.",
             ),
             Table(
                 title="Held-out LDS",
                 columns=("method", "LDS on coalitions it has not seen"),
                 rows=tuple(halves.items()),
-                note="Fitted on a random half of the coalitions, tested on the other half less those of leave one out; "
-                "items with at least 4 chunks, cells without redundancy.",
+                note="Fitted on a random half of the coalitions, tested on the other half less leave one "
+                "out; items with at least 4 chunks, cells without redundancy.",
             ),
             Table(title="LDS by cell", columns=("cell", "exact Shapley", "held out"), rows=tuple(by_cell)),
         ],
@@ -182,6 +186,7 @@ def _held_out_lds(one: Observation, name: str, seed: int) -> float:
     test = np.setdiff1d(np.arange(1 << n), np.concatenate([train, alone]))
     if len(test) < LEAST_TEST:
         return float("nan")
+    scores: NDArray[np.float64] | None
     if name == "Shapley regression":
         scores = shapley_regression(one.values, train)
     elif name == "ContextCite on the same half":

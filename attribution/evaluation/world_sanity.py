@@ -86,9 +86,11 @@ def sanity(rows: Sequence[Observation], folder: Path | None, *, seed: int, most:
                     ("irrelevant chunk within 3 sigma of other irrelevant ones at its place", level),
                     ("largest gap between sum of shares and reliance, nats", float(max(gaps, default=0.0))),
                 ),
-                note=f"{len(kept)} items of cells 1, 5, 6, 11 with 3 to {MOST_CHUNKS} chunks. Irrelevant chunks are "
-                "sentences of no runbook. Any text moves a value a little, so the noise of an irrelevant chunk is "
-                "what other irrelevant texts do at the same place, not the (far smaller) numerical noise.",
+                note=f"{len(kept)} items of cells 1, 5, 6, 11 with 3 to {MOST_CHUNKS} chunks. "
+                "Irrelevant chunks "
+                "are sentences of no runbook. Any text moves a value a little, so the noise of an "
+                "irrelevant "
+                "chunk is what other irrelevant texts do there, not the (far smaller) numerical noise.",
             )
         ],
         bars=[

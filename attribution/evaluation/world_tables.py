@@ -185,8 +185,9 @@ def right_chunk(rows: Sequence[Observation], *, seed: int) -> Findings:
                 title="Right chunk: exact Shapley's top chunk is a cause",
                 columns=("cell", "top-1", "both found"),
                 rows=tuple(by_cell),
-                note="Only items whose value came from the chunks. In cell 7 memory would have said it too, so "
-                "deletion has next to nothing to share out there; cell 7 is in no bar of this table.",
+                note="Only items whose value came from the chunks. In cell 7 memory would have "
+                "said it too, so "
+                "deletion has next to nothing to share out there: it is in no bar of this table.",
             ),
             Table(title="Right chunk by number of chunks", columns=("chunks", "top-1"), rows=tuple(by_count)),
             Table(
@@ -300,9 +301,10 @@ def flags(rows: Sequence[Observation], *, seed: int) -> Findings:
                 title="Unsupported values, ranked",
                 columns=("ranking", "average precision", "precision at 10 %"),
                 rows=tuple(table),
-                note=f"{int(truth.sum())} of {len(truth)} values are unsupported. As flagged: {missed:.3f} of them "
-                f"missed, {alarms:.3f} of the supported ones flagged (a conflict among chunks is flagged by "
-                "design).",
+                note=f"{int(truth.sum())} of {len(truth)} values are unsupported. As flagged: "
+                f"{missed:.3f} of "
+                f"them missed, {alarms:.3f} of the supported ones flagged (a conflict of chunks is flagged "
+                "by design).",
             )
         ],
         bars=[Bar.of("unsupported spans: average precision", estimates["ragblame"], ">=", 0.97)],
@@ -325,8 +327,8 @@ def repetitions(rows: Sequence[Observation], *, seed: int) -> Findings:
                     ("first", mean(kept, lambda one: one.reliance, seed=seed)),
                     ("second", mean(kept, second, seed=seed)),
                 ),
-                note="The second mention is read off the first (prefix leakage), so its own reliance says little: "
-                "the first mention is what is attributed.",
+                note="The second mention is read off the first (prefix leakage), so its own reliance says "
+                "little: the first mention is what is attributed.",
             )
         ]
     )

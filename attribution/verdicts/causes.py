@@ -220,8 +220,9 @@ def _right(case: _Case, said: str, where: str) -> str:
         return f"{where.capitalize()} says {said}."
     if case.influence.follow is not None:
         return (
-            f"{where.capitalize()} says {said}, and the model follows it: were another value there, these words "
-            f"would lose {case.influence.follow:.1f} nats, though it would say them without any chunk too."
+            f"{where.capitalize()} says {said}, and the model follows it: were another value there, these "
+            f"words would lose {case.influence.follow:.1f} nats, though it would say them without "
+            "any chunk too."
         )
     return (
         f"{where.capitalize()} says {said}, and the model relied on it ({case.influence.reliance:+.1f} nats)."

@@ -88,7 +88,7 @@ def read_repetition(answer: str) -> tuple[int, int] | None:
 
 def stated_values(answer: str, claims: Sequence[Claim]) -> list[str | None]:
     """The value the answer gives for each claim; None where no sentence names subject and attribute."""
-    said = {}
+    said: dict[tuple[str, str], str] = {}
     for one in read_statements(answer):
         said.setdefault((one.attribute, one.entity), one.value)
     return [said.get((claim.attribute, str(claim.entity))) for claim in claims]
