@@ -66,10 +66,8 @@ COUNTS: dict[Kind, int] = {
 ODD_NAMES = frozenset(
     (
         *WHOLE_NAMES,
-        *("Bluestead", "Brasshaven", "Glasshurst", "Graniteridge", "Graniterock", "Hazellake", "Mosshurst"),
-        *("Onyxyard", "Pearllake", "Roseshore", "Sableridge", "Silverside", "Slatelake", "Slateshore"),
-        *("Slateside", "Stonedale", "Stonepeak", "Stormbank", "Sunspring", "Thornshore", "Thornspring"),
-        "Thornton",
+        *("Bluestead", "Hazellake", "Onyxyard", "Stonedale", "Stonepeak", "Stormbank", "Sunspring"),
+        *("Thornshore", "Thornspring", "Thornton"),
     )
 )
 
