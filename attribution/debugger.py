@@ -257,8 +257,15 @@ class _Run:
                 "RAGBLAME_MAX_EXACT_CHUNKS (at most 12) or retrieve fewer."
             )
             return
+        furthest = 0.0
+
+        def look(part: float) -> None:
+            nonlocal furthest  # scoring the noise begins anew at 0: progress must not
+            furthest = max(furthest, part)
+            self._look("shares", furthest)
+
         try:
-            with self.scorer.watched(lambda part: self._look("shares", part)):
+            with self.scorer.watched(look):
                 result = shapley(self.scorer, layout, spans, max_chunks=self.max_exact_chunks)
         except ModelError as error:
             measured.notes.append(f"No shares were computed, so the verdicts rest on the text alone: {error}")

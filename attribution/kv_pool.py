@@ -44,8 +44,8 @@ class KvPool:
     ) -> Cache:
         """The cache of one batch: row r goes on from the tokens in slots ``chains[r]``.
 
-        ``length``: tokens that each row computes, padding included; the first ``len(kept[r])`` of them are put
-        into the slots ``kept[r]``. Beginnings end where the new tokens start and are padded on the left.
+        ``length``: tokens that each row computes, padding included; the first ``len(kept[r])`` of them are
+        put into the slots ``kept[r]``. Beginnings end where the new tokens start and are padded on the left.
         """
         past = max((len(chain) for chain in chains), default=0)
         index = np.zeros((len(chains), past + length), np.int64)
@@ -64,13 +64,13 @@ class KvPool:
         )
 
 
-class PooledLayer(DynamicLayer):
+class PooledLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's part of a batch's cache: gathers what stands before, puts away what is new."""
 
     def __init__(
         self, keys: Tensor, values: Tensor, past: int, gather: Tensor, source: Tensor, target: Tensor
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._pools = (keys, values)
         self._past = past
         self._gather, self._source, self._target = gather, source, target

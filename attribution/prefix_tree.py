@@ -1,8 +1,8 @@
-"""Which coalition's prompt goes on from which other one's, and in which order: what reuse of keys and values needs.
+"""Which coalition's prompt goes on from which other one's, and in which order: how their work is shared.
 
-In a causal model the keys and values of a token depend on nothing that stands later, so two prompts that begin
-alike share them. Prompts are compared as token ids, not as chunks: whatever a tokenizer does at a chunk's border,
-and however a list is numbered anew, a shared run of ids is exact. No model is touched here.
+In a causal model the keys and values of a token depend on nothing that stands later, so two prompts that
+begin alike share them. Prompts are compared as token ids, not as chunks: whatever a tokenizer does at a
+chunk's border, and however a list is numbered anew, a shared run of ids is exact. No model is touched here.
 """
 
 from collections import defaultdict
@@ -19,9 +19,9 @@ MIN_SHARED = (
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Row:
-    """One prompt: the first ``start`` tokens come from its parent and that one's ancestors, the rest is computed."""
+    """One prompt: its first ``start`` tokens come from its parent and that one's parents, the rest is new."""
 
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...]  # token ids
     parent: "Row | None"
     start: (
         int  # tokens taken over, in [0, len(prompt) - 1]: the last prompt token is needed for its prediction
@@ -43,9 +43,9 @@ def plan(prompts: Sequence[tuple[int, ...]]) -> list[Row]:
     """Rows of a prefix tree, parents before children; ``prompts`` are distinct and not empty.
 
     Of prompts that begin alike the shortest becomes the row that the others branch from: of a coalition and
-    all that add later chunks to it, this is the coalition itself, so every row is its last chunk plus question
-    and answer, and rows of one length fill a batch. Tokens computed: those of the trie over the prompts, but
-    for runs shorter than ``MIN_SHARED``.
+    all that add later chunks to it, this is the coalition itself. So every row is its last chunk plus
+    question and answer, and rows of one length fill a batch. Tokens computed: those of the trie over the
+    prompts, but for runs shorter than ``MIN_SHARED``.
     """
     lengths = np.array([len(prompt) for prompt in prompts])
     ids = np.full((len(prompts), int(lengths.max(initial=0))), -1, np.int64)
@@ -71,8 +71,9 @@ def plan(prompts: Sequence[tuple[int, ...]]) -> list[Row]:
             add(shortest, parent, start)
             continue
         end = int(lengths[shortest]) - 1
-        differs = ids[others, :end] != ids[shortest, :end]
-        shared = np.where(differs.any(axis=1), differs.argmax(axis=1), end)
+        differs = ids[others, : end + 1] != ids[shortest, : end + 1]
+        differs[:, end] = True  # the last prompt token is never taken over
+        shared = differs.argmax(axis=1)
         common = int(shared.min())
         if common - start >= MIN_SHARED:
             row = add(shortest, parent, start)
@@ -98,7 +99,7 @@ def _branches(
 
 
 def longest_chain(rows: Sequence[Row]) -> int:
-    """Tokens that must be kept at once to walk the tree one row at a time: the least memory it can do with."""
+    """Tokens that must be kept at once to walk the tree one row at a time: the least that will do."""
     kept: dict[int, int] = {}
     for row in rows:  # parents first
         kept[id(row)] = row.kept + (kept[id(row.parent)] if row.parent is not None else 0)
@@ -147,7 +148,7 @@ class Walk:
             self._ready(row)
 
     def finish(self, batch: Sequence[Row]) -> None:
-        """The tokens of these rows are computed and kept: their children can go on, or their slots be given back."""
+        """These rows are computed, their tokens kept: children can go on, finished ends give slots back."""
         for row in batch:
             for child in row.children:
                 child.chain = np.concatenate([row.chain, row.own[: child.start - row.start]])

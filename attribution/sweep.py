@@ -5,7 +5,7 @@ can be shared is found out by trying it, so that a new family, or a new version 
 served rightly or scored independently with the reason said.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ragblame.attribution.kv_pool import KvPool, LayerShape, plain_shapes
 from ragblame.attribution.prefix_tree import Row, Walk, longest_chain, plan
@@ -58,17 +57,30 @@ class Sweep:
     def along_tree(
         self, shapes: Sequence[LayerShape], cache_bytes: int
     ) -> dict[tuple[int, ...], NDArray[np.float32]] | None:
-        """Log-probabilities of the answer by prompt; None, with a reason, when ``cache_bytes`` are too few."""
+        """Log-probabilities of the answer by prompt; None, with a reason, when memory does not suffice."""
         rows = plan(self._prompts)
         each = sum(shape.bytes for shape in shapes)
         slots = min(cache_bytes // each, sum(row.kept for row in rows))
         chain = longest_chain(rows)
-        if slots < chain:
+        pool = None
+        while slots >= chain and pool is None:
+            pool = self._new_pool(shapes, slots)
+            slots = slots if pool else slots // 2
+        if pool is None:
             self.reasons.append(
-                f"the keys and values of one prompt take {chain * each:,} bytes and {cache_bytes:,} are allowed"
+                f"the keys and values of one prompt take {chain * each:,} bytes, more than cache_bytes "
+                f"({cache_bytes:,}) or the machine allows"
             )
             return None
-        return self._run(Walk(rows, slots), KvPool(shapes, slots, self._scorer.model.device))
+        return self._run(Walk(rows, slots), pool)
+
+    def _new_pool(self, shapes: Sequence[LayerShape], slots: int) -> KvPool | None:
+        try:
+            return KvPool(shapes, slots, self._scorer.model.device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def independently(self) -> dict[tuple[int, ...], NDArray[np.float32]]:
         """Log-probabilities of the answer by prompt, every prompt computed from its first token."""
@@ -161,8 +173,8 @@ def placed(
     """Mask and positions of rows that go on at ``starts`` with ``lengths`` tokens.
 
     What stands before ends where the new tokens begin, so that distances within a row are true ones and
-    windows stay exact; it is padded on the left, new tokens on the right. A padding token repeats its row's last
-    position: none lies beyond what the model knows.
+    windows stay exact; it is padded on the left, new tokens on the right. A padding token repeats its row's
+    last position: none lies beyond what the model knows.
     """
     past, length = max(starts), max(lengths)
     mask = np.zeros((len(starts), past + length), np.int64)

@@ -113,9 +113,9 @@ def tiny_config(family: str, *, window: int | None = None, layers: int = 3) -> P
     }
     shared = plain | {"num_key_value_heads": 2}
     headed = shared | {"head_dim": 8}
-    experts = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    experts: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
     small = ends | {"hidden_size": 32, "num_hidden_layers": layers}
-    heads = {"num_attention_heads": 4}
+    heads: dict[str, Any] = {"num_attention_heads": 4}
     makers: dict[str, Callable[[], PreTrainedConfig]] = {
         "llama": lambda: LlamaConfig(**shared),
         "qwen2": lambda: Qwen2Config(**shared),
@@ -158,7 +158,7 @@ def tiny_model(
     family: str,
     *,
     window: int | None = None,
-    attention: str = "sdpa",
+    attention: str | None = "sdpa",
     seed: int = 0,
     layers: int = 3,
     spread: float = 0.25,
