@@ -12,8 +12,8 @@ from ragblame.attribution.alignment import align_chunks
 from ragblame.attribution.spans import split_spans
 from ragblame.attribution.verdicts.support import Finding, check_support, examine
 from ragblame.attribution.world.episodes import FULL, answer_text, draw_chunks, draw_question
-from ragblame.attribution.world.facts import Origin, Resolved, world
-from ragblame.attribution.world.values import Split, draw_value
+from ragblame.attribution.world.facts import Origin, Resolved, draw_fact, world
+from ragblame.attribution.world.values import Split
 from ragblame.attribution.world.wording import answer_parts
 from ragblame.records import Chunk, Message, SpanKind, SupportState
 
@@ -181,6 +181,20 @@ def test_a_number_is_entailed_only_by_itself(said: int, stated: int) -> None:
     assert support.state is (SupportState.ENTAILED if said == stated else SupportState.CONTRADICTED)
 
 
+def test_a_value_of_a_parallel_thing_is_no_support_though_the_question_asks_of_another() -> None:
+    """Two hops: the answer goes on to the fallback, and takes the port of some other bucket."""
+    found = find(
+        "What is the port of the fallback of the Tidewood database?",
+        "The fallback of the Tidewood database is the Duskworth bucket. "
+        "The port of the Duskworth bucket is 2003.",
+        "Traffic for the Cloudcombe bucket goes to port 2003.",
+        "The Duskworth bucket runs release 4.68.",
+        "The Tidewood database falls back to the Duskworth bucket.",
+    )
+    assert [finding.support.state for finding in found] == [SupportState.ENTAILED, SupportState.ABSENT]
+    assert found[1].support.rule == BORROWED
+
+
 def test_the_world_of_runbooks_is_judged_right() -> None:
     """On 200 drawn contexts the state equals the known truth in at least 97 of 100 claims (measured 99.9)."""
     rng = random.Random(11)
@@ -190,7 +204,7 @@ def test_the_world_of_runbooks_is_judged_right() -> None:
         question = draw_question(rng, Split.HELD_OUT, chunks, FULL)
         resolved = [world().resolve(claim, chunks) for claim in question.claims]
         if rng.random() < 0.3:
-            drawn = [draw_value(rng, claim.attribute, Split.HELD_OUT) for claim in question.claims]
+            drawn = [draw_fact(rng, claim.attribute, Split.HELD_OUT) for claim in question.claims]
             resolved = [Resolved(value=value, origin=Origin.PRIOR) for value in drawn]
         answer = answer_text(question.claims, resolved)
         spans = split_spans(answer, question.text)
@@ -203,7 +217,9 @@ def test_the_world_of_runbooks_is_judged_right() -> None:
             [index] = [s.index for s in spans if s.start < at and s.end > start]
             if result.origin is Origin.ABSTAINED:
                 continue
-            assert (spans[index].start, spans[index].end) == (start, at)
+            article = len("the ") if body.startswith("the ") else 0  # of "the Osprey cache"; no part of a name
+            assert spans[index].end == at
+            assert spans[index].start in (start, start + article)
             stated = [value for chunk in chunks if (value := chunk.value(claim))]
             truth = SupportState.ABSENT
             if stated:

@@ -52,6 +52,7 @@ class Claim:
     said: frozenset[str]  # content words of the sentence, and of the question about the same subject
     subject: Entity | None
     is_asked: bool  # the question names the subject, so another one is another matter
+    is_named: bool  # the span's own sentence names the subject: "the port of the Osprey cache is 2959"
     quantities: tuple[Quantity, ...]
     counted: str | None  # stem of the noun that a bare number counts
     tolerance: float  # relative
@@ -111,6 +112,7 @@ def find_claims(question: str, answer: str, spans: Sequence[Span], evidence: Evi
             said=_content(items) | _about(asked_stems, asked, whose),
             subject=subject,
             is_asked=any(whose & entity.stems for entity in asked),
+            is_named=any(subject is entity for entity in entities),
             quantities=tuple(find_quantities(text)),
             counted=noun_behind(items[first:]),
             tolerance=ROUNDED if _ROUNDING.search(sentence[max(0, low - 20) : low]) else EXACT,

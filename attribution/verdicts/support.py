@@ -266,7 +266,9 @@ class _Checker:
         is_foreign = about is not None and not about.stems & claim.said
         # A head noun in common ("Osprey gateway") is a parallel, not a mention.
         is_parallel = subject.head is not None and any(subject.head == each.head for each in named)
-        return Match.OTHER if claim.is_asked and (is_foreign or is_parallel) else Match.UNKNOWN
+        if claim.is_asked and is_foreign:
+            return Match.OTHER
+        return Match.OTHER if is_parallel and (claim.is_asked or claim.is_named) else Match.UNKNOWN
 
     def _against(self, claim: Claim) -> list[_Against]:
         """Sentences about the subject that state another value of the kind, closest first."""
