@@ -29,6 +29,7 @@ from ragblame.records import (
     Method,
     ScorerRef,
     Span,
+    SpanKind,
     SupportState,
     TokenHeat,
     Trace,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 MAX_HEAT_SPANS = 64  # spans that get token heat and attention shares: each one costs a backward pass
 SPANS_AT_ONCE = 16  # of them, between two looks at should_abort
+
+REPEATABLE = (SpanKind.NUMBER, SpanKind.DATE, SpanKind.NAME, SpanKind.QUOTE)  # values, not wordings
 
 Progress = Callable[[str, float], None]  # name of the step, part of it done in [0, 1]
 
@@ -284,6 +287,8 @@ class _Run:
                 noise=attribution.noise_floor,
                 shares=attribution.shares,
             )
+        for index, first in repetitions(layout.answer, spans).items():
+            measured.influences[index] = replace(measured.influences[first], is_carried=True)
 
     def _ask_counterfactual(
         self,
@@ -354,6 +359,23 @@ class _Run:
                         measured.heats.extend(result.heats)
             except ModelError as error:
                 measured.notes.append(f"No {name}: {error}")
+
+
+def repetitions(answer: str, spans: Sequence[Span]) -> dict[int, int]:
+    """Spans that only repeat an earlier value of the answer, each with the span of its first mention.
+
+    A model copies what it has just written, so the second mention shows no reliance on the documents (prefix
+    leakage); what it depends on is what the first one depended on.
+    """
+    seen: dict[str, int] = {}
+    found = {}
+    for span in spans:
+        if span.kind in REPEATABLE:
+            text = " ".join(answer[span.start : span.end].split()).casefold()
+            first = seen.setdefault(text, span.index)
+            if first != span.index:
+                found[span.index] = first
+    return found
 
 
 def content_tokens(layout: "Layout", span: Span) -> tuple[int, ...]:

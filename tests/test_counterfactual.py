@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ragblame.attribution.debugger import repetitions
 from ragblame.attribution.methods.counterfactual import FOILS, foil
+from ragblame.attribution.spans import split_spans
 from ragblame.attribution.verdicts.table import Influence, asks_counterfactual, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT
 from ragblame.records import Support, SupportState, VerdictKind
@@ -62,3 +64,14 @@ def test_following_the_chunk_makes_a_known_value_grounded_in_it(
     decision = decide(ENTAILED, influence, DEFAULT)
     assert (decision.verdict, decision.used) == (verdict, used)
     assert decision.is_measurable == (follow is not None)
+
+
+def test_a_value_given_twice_is_judged_by_its_first_mention() -> None:
+    """Values only, and only equal ones: a clause that comes again is another claim."""
+    answer = "The port is 2959. The owner is Ada Berg. Once more, 2959. As ada berg says, the port is 2960."
+    spans = split_spans(answer)
+    texts = {span.index: answer[span.start : span.end] for span in spans}
+    found = {texts[again].casefold(): texts[first] for again, first in repetitions(answer, spans).items()}
+    assert found["2959"] == "2959"
+    assert "2960" not in found
+    assert all(again > first for again, first in repetitions(answer, spans).items())

@@ -57,6 +57,7 @@ class Observation:
     shares: NDArray[np.float64]  # [n] nats, exact Shapley
     noise: float  # nats, one sigma of v(all)
     judged: Judged
+    again: VerdictKind | None = None  # the product's verdict on the value's second mention
     others: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # method -> [n] score
     flips_top: bool | None = None  # editing the chunk of the largest share changed the value
     flips_other: bool | None = None  # editing another chunk did
@@ -202,7 +203,8 @@ def _explain(
         tokens=len(tokens),
         shares=exact_shapley(values),
         noise=float(shapley.noise_floor or 0.0),
-        judged=_judged(explanation, behaviour),
+        judged=_judged(explanation, behaviour.ranges[-1]),
+        again=None if behaviour.repeated is None else _judged(explanation, behaviour.repeated).verdict,
     )
     is_slow = with_captum and item.number % CAPTUM_EVERY == 0
     assert debugger.scorer is not None
@@ -240,8 +242,9 @@ def _is_supported(item: Item, behaviour: Behaviour) -> bool:
     return any(chunk.value(claim) == behaviour.value for chunk in item.chunks)
 
 
-def _judged(explanation: Explanation, behaviour: Behaviour) -> Judged:
-    start, end = behaviour.ranges[-1]
+def _judged(explanation: Explanation, bounds: tuple[int, int]) -> Judged:
+    """What was said of the span that overlaps these code points of the answer most."""
+    start, end = bounds
 
     def overlap(span: Span) -> int:
         return min(span.end, end) - max(span.start, start)

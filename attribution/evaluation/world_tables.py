@@ -322,13 +322,21 @@ def repetitions(rows: Sequence[Observation], *, seed: int) -> Findings:
         tables=[
             Table(
                 title="A value given twice",
-                columns=("mention", "reliance, nats"),
+                columns=("mention", "reliance, nats", "right verdict"),
                 rows=(
-                    ("first", mean(kept, lambda one: one.reliance, seed=seed)),
-                    ("second", mean(kept, second, seed=seed)),
+                    (
+                        "first",
+                        mean(kept, lambda one: one.reliance, seed=seed),
+                        mean(kept, lambda one: float(one.judged.verdict is one.truth), seed=seed),
+                    ),
+                    (
+                        "second",
+                        mean(kept, second, seed=seed),
+                        mean(kept, lambda one: float(one.again is one.truth), seed=seed),
+                    ),
                 ),
                 note="The second mention is read off the first (prefix leakage), so its own reliance says "
-                "little: the first mention is what is attributed.",
+                "little: its verdict carries the influence measured at the first mention.",
             )
         ]
     )

@@ -224,9 +224,9 @@ def _right(case: _Case, said: str, where: str) -> str:
             f"words would lose {case.influence.follow:.1f} nats, though it would say them without "
             "any chunk too."
         )
-    return (
-        f"{where.capitalize()} says {said}, and the model relied on it ({case.influence.reliance:+.1f} nats)."
-    )
+    carried = ", measured at its first mention" if case.influence.is_carried else ""
+    nats = f"{case.influence.reliance:+.1f} nats{carried}"
+    return f"{where.capitalize()} says {said}, and the model relied on it ({nats})."
 
 
 def _was_asked(case: _Case) -> bool:

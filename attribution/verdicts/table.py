@@ -21,6 +21,7 @@ class Influence:
     tokens: int  # content tokens behind these sums
     noise: float  # one sigma of v_all, nats
     shares: tuple[float, ...]  # nats, by chunk position
+    is_carried: bool = False  # measured at the value's first mention, which the answer repeats here
     follow: float | None = None  # nats lost when the supporting chunks say something else; None: not asked
 
     @property
