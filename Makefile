@@ -9,7 +9,7 @@ MODELS ?=
 # point pip at a CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL) before `make setup` to avoid that.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot evaluation evaluation-quick bench-capture bench-attribution clean
+.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick bench-capture bench-attribution clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -69,13 +69,26 @@ accuracy: $(VENV)/.all  ## held-out accuracy of the shipped small model
 screenshot: $(VENV)/.dev  ## docs/triage.png from the demo, in real Chromium
 	@$(BIN)/python -m tests.screenshot docs
 
-# LABELS: files of labelled answers (docs say in which form); MODELS: folders of further training runs.
+# Further training seeds of the same script, for the evaluation: cached, never shipped; an interrupted run is resumed.
+SEEDS ?= 1 2
+SEEDS_AT ?= $(HOME)/.cache/ragblame/seeds
+MODELS ?= $(SEEDS:%=$(SEEDS_AT)/%/model)
+
+seeds: $(SEEDS:%=$(SEEDS_AT)/%/done)  ## train the further seeds of the evaluation (SEEDS="1 2", 90 minutes each on one core)
+
+$(SEEDS_AT)/%/done: | $(VENV)/.all
+	@mkdir -p $(@D)
+	@$(BIN)/python -m ragblame.attribution.world.training --seed $* --out $(@D) --resume
+	@touch $@
+
+# LABELS: files of labelled answers (docs/evaluation.md names those it was made with).
 evaluation: QUICK :=
 evaluation: OUT := build/evaluation
 evaluation: PAGE := docs/evaluation.md
-evaluation: $(VENV)/.all  ## how right it is, in full, into docs/evaluation.md (LABELS="a.jsonl.gz …" MODELS="folder …")
+evaluation: $(VENV)/.all seeds  ## how right it is, into docs/evaluation.md (LABELS="a.jsonl.gz …"; SEEDS= for no further seeds)
 	$(evaluate)
 
+evaluation-quick: MODELS :=
 evaluation-quick: QUICK := --quick
 evaluation-quick: OUT := build/evaluation-quick
 evaluation-quick: PAGE := build/evaluation-quick/evaluation.md

@@ -91,7 +91,8 @@ def evaluate(
     report("done", 1.0)
     command = ["ragblame", "eval", "world", *(["--quick"] if is_quick else []), "--seed", str(seed)]
     for folder in models[1:]:
-        command += ["--model", folder.name if folder is not None else ""]
+        if folder is not None:
+            command += ["--model", f"{folder.parent.name}/{folder.name}"]
     return Evidence(
         name="known causes" + (", quick" if is_quick else ""),
         command=shlex.join(command),

@@ -69,7 +69,7 @@ def evaluate(
     options = [f"--seed={seed}", *([] if limit is None else [f"--limit={limit}"])]
     return Evidence(
         name="human labels",
-        command=shlex.join(["ragblame", "eval", "labels", *(str(path) for path in files), *options]),
+        command=shlex.join(["ragblame", "eval", "labels", *(path.name for path in files), *options]),
         seed=seed,
         tables=tuple(tables),
         confusions=tuple(confusions),

@@ -94,7 +94,7 @@ def study(
     ``folder``: of a training run, None for the shipped model. ``with_captum``: captum's own methods too, on
     one item in ``CAPTUM_EVERY``. ``processes``: None for one a core.
     """
-    name = "shipped" if folder is None else folder.parent.name if folder.name == "model" else folder.name
+    name = model_name(folder)
     blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
     found: list[Observation] = []
     workers = min(processes or os.cpu_count() or 1, len(blocks))
@@ -114,6 +114,14 @@ def study(
                 progress(f"model {name}", done / len(blocks))
     order = {cell: index for index, cell in enumerate(Cell)}
     return sorted(found, key=lambda one: (order[one.item.cell], one.item.number))
+
+
+def model_name(folder: Path | None) -> str:
+    """What tables call a model: training runs write DIR/model, and ``make seeds`` names DIR after the seed."""
+    if folder is None:
+        return "shipped"
+    run = folder.parent.name if folder.name == "model" else folder.name
+    return f"seed {run}" if run.isdigit() else run
 
 
 def _observe_block(
