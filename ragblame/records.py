@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import TypeAlias
+from importlib import import_module
+from typing import Any, TypeAlias
 from uuid import UUID
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
@@ -94,6 +95,7 @@ class Method(StrEnum):
     INTEGRATED_GRADIENTS = "integrated gradients"
     ROLLOUT = "rollout"  # Abnar & Zuidema 2020, as published
     ROLLOUT_CORRECTED = "corrected rollout"  # residual weight, divided by a content-free reference
+    LIME = "LIME"  # Ribeiro et al. 2016: a weighted linear surrogate; its shares sum to no total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,6 +304,15 @@ class Explanation:
         from ragblame.notebook import render
 
         return render(self)
+
+    def to_shap(self, method: Method = Method.SHAPLEY) -> Any:
+        """One method's shares as a ``shap.Explanation`` [span, chunk], which shap's own plots draw.
+
+        Loads numpy and shap on the first call. Raises ``InputError`` when the method was not computed and
+        ``MissingExtraError`` when shap is not installed.
+        """
+        # By name, as the package's public face does: records are the ground floor and know no room above.
+        return import_module("ragblame.attribution.interchange").to_shap(self, method)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
