@@ -69,7 +69,9 @@ class TransformersScorer:
     ``model`` is taken over: evaluation mode, weights frozen. Batches are right-padded; in a causal model
     nothing that stands later can be seen, so padding changes no answer token. Only answer rows go through the
     output head, which runs in float32 also for half-precision models: bfloat16 logits carry errors of up to
-    0.06 nats each, as large as real effects.
+    0.06 nats each, as large as real effects. Sweeps of ``TREE_FROM`` coalitions and more share the keys and
+    values of what their prompts begin with, where the model's state allows it: the same numbers, less work.
+    ``engine`` says how the last call was scored and why.
     """
 
     def __init__(
@@ -83,7 +85,10 @@ class TransformersScorer:
         batch_size: int = 16,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        """Wrap a loaded model. Raises ``ModelError`` for encoder-decoders and models that look ahead."""
+        """Wrap a loaded model. Raises ``ModelError`` for encoder-decoders and models that look ahead.
+
+        ``batch_size``: coalitions of one forward. ``cache_bytes``: keys and values that a sweep may keep.
+        """
         family = str(model.config.model_type)
         if model.config.is_encoder_decoder:
             raise ModelError(f"model type {family!r} is an encoder-decoder; a scorer must be a causal LM")
@@ -104,8 +109,8 @@ class TransformersScorer:
         self.cost = Cost()
         self.accepts = frozenset(inspect.signature(model.forward).parameters)
         self.cache_bytes = cache_bytes
-        self.shares_prefixes = True
-        self.engine: Engine | None = None
+        self.shares_prefixes = True  # False: every coalition by itself, for comparison
+        self.engine: Engine | None = None  # None before the first call
         self.look: Callable[[float], None] = lambda part: None
         weight = model.get_input_embeddings().weight
         assert isinstance(weight, Tensor)
@@ -121,11 +126,13 @@ class TransformersScorer:
         is_own_model: bool = False,
         threads: int | None = None,
         batch_size: int = 16,
+        cache_bytes: int = CACHE_BYTES,
         device: str | None = None,
     ) -> "TransformersScorer":
         """Load from a folder or the local cache, never from the network; None: the shipped small model.
 
-        ``threads``: torch threads of this process, None for its default. Raises ``ModelError``.
+        ``threads``: torch threads of this process, None for its default. ``cache_bytes``: keys and values
+        that a sweep may keep. Raises ``ModelError``.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -141,7 +148,13 @@ class TransformersScorer:
             name = name_or_path
         model, tokenizer, revision = load(name_or_path, device=device)
         return cls(
-            model, tokenizer, name=name, revision=revision, is_own_model=is_own_model, batch_size=batch_size
+            model,
+            tokenizer,
+            name=name,
+            revision=revision,
+            is_own_model=is_own_model,
+            batch_size=batch_size,
+            cache_bytes=cache_bytes,
         )
 
     @property

@@ -102,12 +102,12 @@ def main() -> None:
     scorer.score(layout, masks[:8])  # warm
 
     rows: list[dict[str, Any]] = []
-    tree, tree_seconds = ours(scorer, layout, masks, rows, "ragblame, prefix tree", 1.0)
+    tree, tree_seconds = ours(scorer, layout, masks, rows, "prefix tree", 1.0)
     scorer.shares_prefixes = False
     independent = []
     for batch_size in (1, 16):
         scorer.batch_size = batch_size
-        name = f"ragblame, independent, batches of {batch_size}"
+        name = f"independent, batch {batch_size}"
         values, seconds = ours(scorer, layout, part, rows, name, scale)
         independent.append(seconds)
         worst = float(np.abs(values - tree[part]).max())
@@ -178,10 +178,8 @@ def captum_sampling(
         at = start + len(chunk)
     template += full[at:]
     lengths: list[int] = []
-    handle = scorer.model.register_forward_pre_hook(
-        lambda _, inputs, named: lengths.append((inputs[0] if inputs else named["input_ids"]).numel()),
-        with_kwargs=True,
-    )
+    embeddings = scorer.model.get_input_embeddings()  # captum calls model.forward, which runs no hook
+    handle = embeddings.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].numel()))
     attribution = LLMAttribution(ShapleyValueSampling(scorer.model), scorer.tokenizer)
     inputs = TextTemplateInput(template=template, values=list(chunks), baselines=[""] * len(chunks))
     started = time.process_time()
@@ -194,7 +192,7 @@ def captum_sampling(
     scale = (1 + ORDERS * CHUNKS) / len(lengths)
     rows.append(
         _row(
-            f"captum ShapleyValueSampling, {ORDERS} orders",
+            f"captum sampling, {ORDERS} orders",
             len(lengths),
             len(lengths),
             sum(lengths),
@@ -250,7 +248,7 @@ def shap_exact(
     scale = sum(sizes.values()) / sum(timed)
     rows.append(
         _row(
-            "shap Exact, hand-written function",
+            "shap Exact",
             len(timed),
             len(timed),
             sum(timed),
