@@ -1,8 +1,8 @@
-"""What if the retriever had not returned these chunks? Read off the stored table of coalitions, with no model.
+"""What if the retriever had not returned these chunks? Read off the stored coalitions, with no model.
 
 The table holds v(S) of every answer token, scored on the prompt without the other chunks, so the answer is
-exact: the number that a model would give on that prompt, not an estimate from shares. Shares add up to less or
-more than this as soon as chunks repeat or need each other.
+exact: the number that a model would give on that prompt, not an estimate from shares. Shares add up to less
+or more than this as soon as chunks repeat or need each other.
 """
 
 from collections.abc import Sequence
