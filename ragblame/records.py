@@ -93,6 +93,7 @@ class Method(StrEnum):
     GRADIENT_NORM = "gradient norm"
     INPUT_X_GRADIENT = "input x gradient"
     INTEGRATED_GRADIENTS = "integrated gradients"
+    CONTRASTIVE = "contrastive gradient"  # input x gradient against what the model says without chunks
     ROLLOUT = "rollout"  # Abnar & Zuidema 2020, as published
     ROLLOUT_CORRECTED = "corrected rollout"  # residual weight, divided by a content-free reference
     LIME = "LIME"  # Ribeiro et al. 2016: a weighted linear surrogate; its shares sum to no total

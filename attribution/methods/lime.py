@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ragblame.attribution.layout import Layout
 from ragblame.attribution.methods.fingerprint import settings_hash
+from ragblame.attribution.methods.span_values import span_values
 from ragblame.attribution.methods.what_if import span_value
 from ragblame.attribution.scorer import Scorer, spent_since
 from ragblame.errors import InputError
@@ -211,7 +212,7 @@ def lime(
     before = scorer.cost
 
     def score(masks: Sequence[int]) -> NDArray[np.float64]:
-        return _span_values(layout, scorer.score(layout, masks), spans)
+        return span_values(layout, scorer.score(layout, masks), spans)
 
     settings = {"samples": samples, "held_out": held_out, "seed": seed}
     found = fit_lime(score, len(layout.players), width=width, ridge=ridge, **settings)
@@ -279,16 +280,6 @@ def _result(
         masks=found.masks,
         weights=tuple(tuple(row) for row in found.surrogate.weights.T.tolist()),
     )
-
-
-def _span_values(
-    layout: Layout, log_probs: NDArray[np.float32], spans: Sequence[Span]
-) -> NDArray[np.float64]:
-    """Value of each span in each coalition, nats, shape [coalition, span]."""
-    values = np.zeros((len(log_probs), len(spans)))
-    for number, span in enumerate(spans):
-        values[:, number] = log_probs[:, list(layout.span_tokens(span))].sum(axis=1, dtype=np.float64)
-    return values
 
 
 def _membership(masks: Sequence[int], n: int) -> NDArray[np.float64]:

@@ -5,7 +5,8 @@ In a causal decoder its product drifts to the first tokens whatever the content,
 only. The corrected form keeps 0.85 of the residual and divides each chunk's mass by what the same product
 gives when every token looks at all it may see alike (content-free, same windows), then rescales to 1.
 
-Only rows of the answer are walked, from the top layer down: ``v <- v ((1 - r) A_l + r I)``.
+Only rows of the answer are walked, from the top layer down: ``v <- v ((1 - r) A_l + r I)``. Where position
+moves attention by itself (ALiBi, a window, sinks), the content-free product holds exactly that.
 """
 
 import time
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ragblame.attribution.layout import Layout
-from ragblame.attribution.methods.attention import LayerAttention, capture
+from ragblame.attribution.methods.attention import BLOCK, LayerAttention, capture, chosen
 from ragblame.attribution.methods.fingerprint import settings_hash
 from ragblame.attribution.methods.heat import HeatResult, chunk_weights, heat_result, joined
 from ragblame.attribution.scorer import TransformersScorer, spent_since
@@ -26,7 +27,6 @@ from ragblame.records import Method, Span
 
 PLAIN_RESIDUAL = 0.5  # as published
 CORRECTED_RESIDUAL = 0.85  # below 0.8 nothing recovers a planted signal in a 24-layer decoder
-BLOCK = 256  # attention rows made at a time
 
 
 def rollout(
@@ -35,14 +35,17 @@ def rollout(
     spans: Sequence[Span],
     *methods: Method,
     residual: float = CORRECTED_RESIDUAL,
+    layers: Sequence[int] | None = None,
 ) -> HeatResult:
     """Plain and corrected rollout (both when no method is named) from one forward.
 
     Shares of ``Method.ROLLOUT`` are the mass in each chunk, in [0, 1], summing to at most 1 (the rest lies on
     instructions, question, answer and the first token). Shares of ``Method.ROLLOUT_CORRECTED`` sum to 1 over
-    the chunks. Not in nats, and no sign: where the model looked, not what it used.
+    the chunks. Not in nats, and no sign: where the model looked, not what it used. ``layers``: the product runs
+    over these alone (0-based, any order), None for all.
 
-    Raises ``UnsupportedArchitectureError`` naming method and model type, ``InputError`` for another method.
+    Raises ``UnsupportedArchitectureError`` naming method and model type, ``InputError`` for another method or
+    a layer that the model has not.
     """
     wanted = methods or (Method.ROLLOUT, Method.ROLLOUT_CORRECTED)
     if unknown := [method for method in wanted if method not in (Method.ROLLOUT, Method.ROLLOUT_CORRECTED)]:
@@ -53,16 +56,18 @@ def rollout(
     tokens = layout.prompt_tokens()
     ids = tokens.ids + layout.answer_ids
     scorer.check_length(len(tokens.ids), len(layout.answer_ids))
-    layers = capture(scorer, ids, wanted[0].value)
+    numbers = chosen(scorer, layers)
+    attention = capture(scorer, ids, wanted[0].value)
+    walked = [attention[number] for number in numbers]
     weights = chunk_weights(layout, tokens)
     kept = [PLAIN_RESIDUAL if method is Method.ROLLOUT else residual for method in wanted]
-    rows = _answer_rows(layout, spans, len(tokens.ids), len(ids)).to(scorer.model.device)
+    rows = answer_rows(layout, spans, len(tokens.ids), len(ids)).to(scorer.model.device)
     stacked = rows.repeat(len(wanted), 1)  # attention is made once for all methods
     by_row = torch.tensor(kept, device=rows.device).repeat_interleave(len(spans))[:, None]
     reference = np.zeros((len(spans), len(tokens.ids)))
-    mass = _prompt_mass(walk(layers, stacked, by_row), tokens.ids).reshape(len(wanted), *reference.shape)
+    mass = _prompt_mass(walk(walked, stacked, by_row), tokens.ids).reshape(len(wanted), *reference.shape)
     if Method.ROLLOUT_CORRECTED in wanted:
-        reference = _prompt_mass(walk(layers, rows, residual, is_content_free=True), tokens.ids)
+        reference = _prompt_mass(walk(walked, rows, residual, is_content_free=True), tokens.ids)
     scorer.spend(forwards=1, tokens=len(ids), seconds=time.perf_counter() - started)
     cost = spent_since(scorer, before)
 
@@ -74,7 +79,10 @@ def rollout(
                 _divided(heat, (weights * free).sum(axis=1))
                 for heat, free in zip(by_span, reference, strict=True)
             ]
-        fingerprint = settings_hash(method, residual=kept[number], heads="mean", rows="predicting")
+        settings: dict[str, str] = {} if layers is None else {"layers": str(numbers)}
+        fingerprint = settings_hash(
+            method, residual=kept[number], heads="mean", rows="predicting", **settings
+        )
         results.append(heat_result(layout, tokens, spans, method, by_span, fingerprint, cost))
     return joined(results)
 
@@ -91,6 +99,10 @@ def walk(
     mass = rows
     for layer in reversed(layers):
         below = residual * mass
+        if is_content_free and layer.is_plainly_causal:
+            below += (1.0 - residual) * _spread_evenly(mass)
+            mass = below
+            continue
         for start in range(0, mass.shape[1], BLOCK):
             end = min(start + BLOCK, mass.shape[1])
             block = mass[:, start:end]
@@ -104,7 +116,13 @@ def walk(
     return mass
 
 
-def _answer_rows(layout: Layout, spans: Sequence[Span], prompt_length: int, length: int) -> Tensor:
+def _spread_evenly(mass: Tensor) -> Tensor:
+    """Mass of each row spread over itself and all before it alike, in O(T): column j gets sum_(i>=j) m_i/(i+1)."""
+    lengths = torch.arange(1, mass.shape[1] + 1, device=mass.device, dtype=torch.float64)
+    return (mass.double() / lengths).flip(1).cumsum(dim=1).flip(1).to(mass.dtype)
+
+
+def answer_rows(layout: Layout, spans: Sequence[Span], prompt_length: int, length: int) -> Tensor:
     """Start of the walk: the rows that predict a span's tokens, equally weighted, shape [span, T]."""
     rows = torch.zeros(len(spans), length)
     for number, span in enumerate(spans):

@@ -454,14 +454,6 @@ WORDED = Mixture(
 )
 FULL = Mixture()
 RETRIEVED = Mixture(retrieved=0.6, agree=0.4, supported=0.55, known=0.15, known_there=0.8, borrowed=0.11)
-CROWDED = replace(
-    RETRIEVED,
-    retrieved=0.8,
-    same_noun=0.8,
-    same_attribute=0.75,
-    supported=0.52,
-    borrowed=0.13,
-    # The second hop is found by what the answer has just said, not by the question: learned late, so asked often.
-    two_hop=0.3,
-    coincidence=0.15,
-)
+CROWDED = replace(RETRIEVED, retrieved=0.8, same_noun=0.8, same_attribute=0.75, supported=0.52, borrowed=0.13)
+# The second hop is found by what the answer has just said, not by the question: learned late, so asked often.
+LINKED = replace(CROWDED, two_hop=0.3, coincidence=0.15)

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ragblame.attribution.world.batches import Batch, block
-from ragblame.attribution.world.episodes import CROWDED, FULL, RETRIEVED, VERBATIM, WORDED, Mixture
+from ragblame.attribution.world.episodes import CROWDED, FULL, LINKED, RETRIEVED, VERBATIM, WORDED, Mixture
 from ragblame.attribution.world.muon import Muon
 from ragblame.attribution.world.structure import build_config, build_model
 from ragblame.attribution.world.tokenizer import save_tokenizer, train_tokenizer
@@ -40,7 +40,8 @@ class Schedule:
     longest_at: int = 1_600  # from here on contexts have up to max_chunks chunks
     max_chunks: int = 10
     retrieved_from: int = 1_984  # from here on most contexts are what a retriever would bring
-    crowded_from: int = 3_200  # and from here on nearly all their chunks could be meant
+    crowded_from: int = 3_200  # from here on nearly all their chunks could be meant
+    linked_from: int = 3_264  # and from here on two-hop questions and coincidences come often
     warm_up: int = 100
     decay: float = 0.45  # share of the steps over which the learning rate falls to zero
     rate: float = 3e-3
@@ -57,6 +58,8 @@ class Schedule:
         mixture = FULL
         if step >= self.retrieved_from:
             mixture = RETRIEVED if step < self.crowded_from else CROWDED
+        if step >= self.linked_from:
+            mixture = LINKED
         return replace(mixture, max_chunks=min(self.max_chunks, 3 + int(grown * (self.max_chunks - 2))))
 
     def batch_tokens(self, step: int) -> int:
