@@ -207,17 +207,24 @@ def _conflict(rng: random.Random, count: int, number: int) -> _Draft:
 
 
 def _trap(rng: random.Random, count: int, number: int) -> _Draft:
-    """The value is also said of a sibling or a namesake, in the very words of the answer."""
+    """The value is also said of another thing of the kind, in the very words of the answer.
+
+    Never of a sibling: siblings lend their values in this world, so there the value would have two real sources.
+    """
     claim = _claim(rng)
     value = _value(rng, claim)
     form, asked = _withheld_pair(rng, claim.attribute)
     gold = _stating(rng, claim, value, form=form)
-    siblings = [one for one in claim.entity.siblings if claim.attribute in one.attributes]
-    siblings = [one for one in siblings if not is_distorted(Claim(one, claim.attribute))]
     likes = [Entity(name, claim.entity.noun) for name in lookalikes(claim.entity.name, Split.HELD_OUT)]
-    is_sibling = not likes or rng.random() < 0.5
-    other = Claim(rng.choice(siblings if is_sibling else likes), claim.attribute)
-    variant = "a sibling" if is_sibling else "a similar name"
+    is_like = bool(likes) and rng.random() < 0.5
+    if is_like:
+        entity = rng.choice(likes)
+    else:
+        while (name := draw_entity(rng, Split.HELD_OUT).name) == claim.entity.name:
+            pass
+        entity = Entity(name, claim.entity.noun)
+    other = Claim(entity, claim.attribute)
+    variant = "a similar name" if is_like else "another name"
     return _Draft(rng, count, claim, [gold, _stating(rng, other, value, form=0)], variant=variant, form=asked)
 
 

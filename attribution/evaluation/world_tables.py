@@ -155,7 +155,8 @@ def right_chunk(rows: Sequence[Observation], *, seed: int) -> Findings:
         return top_one(one.shares, one.behaviour.causes)
 
     def both(one: Observation) -> float:
-        pair = one.item.gold
+        # Of duplicates the design's pair, of two hops what behaviour says: single swaps there move the end.
+        pair = one.behaviour.causes if one.item.cell is Cell.TWO_HOP else one.item.gold
         return found(one.shares, pair) if len(pair) == 2 and one.behaviour.is_used else float("nan")
 
     by_cell = []
