@@ -209,7 +209,8 @@ def _conflict(rng: random.Random, count: int, number: int) -> _Draft:
 def _trap(rng: random.Random, count: int, number: int) -> _Draft:
     """The value is also said of another thing of the kind, in the very words of the answer.
 
-    Never of a sibling: siblings lend their values in this world, so there the value would have two real sources.
+    Never of a sibling: siblings lend their values in this world, so there the value would have two real
+    sources.
     """
     claim = _claim(rng)
     value = _value(rng, claim)

@@ -20,7 +20,7 @@ from ragblame.attribution.evaluation.model_baselines import (
     captum_integrated_gradients,
     gradient_baselines,
 )
-from ragblame.attribution.evaluation.study import Observation
+from ragblame.attribution.evaluation.observations import Observation
 from ragblame.attribution.evaluation.text_baselines import text_baselines
 from ragblame.attribution.layout import Layout, build_layout
 from ragblame.attribution.scorer import TransformersScorer

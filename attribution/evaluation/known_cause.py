@@ -14,7 +14,8 @@ from ragblame.attribution.evaluation import world_methods, world_sanity, world_t
 from ragblame.attribution.evaluation.accuracy import evidence_of_model
 from ragblame.attribution.evaluation.evidence import Bar, Evidence, Table
 from ragblame.attribution.evaluation.findings import Findings
-from ragblame.attribution.evaluation.study import Observation, study
+from ragblame.attribution.evaluation.observations import Observation
+from ragblame.attribution.evaluation.study import study
 
 COUNT = 200  # items of each cell
 QUICK_COUNT = 12

@@ -9,19 +9,20 @@ processes as there are cores.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ragblame.attribution.evaluation.cells import Cell, Item, draw_item
+from ragblame.attribution.evaluation.contenders import contenders
 from ragblame.attribution.evaluation.interventions import Behaviour, edited, final_value, observe
+from ragblame.attribution.evaluation.observations import Judged, Observation
 from ragblame.attribution.methods.shapley import exact_shapley
 from ragblame.attribution.world.facts import Claim
-from ragblame.records import Cause, Explanation, Method, Span, SpanKind, SupportState, VerdictKind
+from ragblame.records import Explanation, Method, Span, SpanKind, SupportState, VerdictKind
 
 if TYPE_CHECKING:
     from ragblame.attribution.debugger import Debugger
@@ -30,53 +31,6 @@ BLOCK = 20  # items of each cell that one task takes
 CAPTUM_EVERY = 25  # of so many items of a cell, captum's own methods get one: they take seconds each
 
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Judged:
-    """What the product says about the span that holds the asked value."""
-
-    verdict: VerdictKind
-    cause: Cause | None
-    support: SupportState
-    is_flagged: bool
-    is_exact: bool  # the span is the value, neither more nor less
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Observation:
-    """Everything measured about one item under one model. Arrays by chunk position or by coalition."""
-
-    model: str
-    item: Item
-    behaviour: Behaviour
-    is_supported: bool  # by the world: a chunk states this value for this very entity
-    values: NDArray[np.float64]  # [2**n] nats, v(S) of the claim's tokens
-    repeated: NDArray[np.float64] | None  # [2**n] nats, of the value's second mention
-    tokens: int  # answer tokens of the claim
-    shares: NDArray[np.float64]  # [n] nats, exact Shapley
-    noise: float  # nats, one sigma of v(all)
-    judged: Judged
-    again: VerdictKind | None = None  # the product's verdict on the value's second mention
-    others: dict[str, NDArray[np.float64]] = field(default_factory=dict)  # method -> [n] score
-    flips_top: bool | None = None  # editing the chunk of the largest share changed the value
-    flips_other: bool | None = None  # editing another chunk did
-
-    @property
-    def reliance(self) -> float:
-        """Nats that the documents add to the claim."""
-        return float(self.values[-1] - self.values[0])
-
-    @property
-    def truth(self) -> VerdictKind:
-        """The verdict by behaviour and by the world: used or not, times stated or not."""
-        if self.behaviour.is_used:
-            return VerdictKind.GROUNDED if self.is_supported else VerdictKind.DISTORTED
-        return VerdictKind.KNOWN_ALREADY if self.is_supported else VerdictKind.FABRICATED
-
-    @property
-    def cluster(self) -> str:
-        return self.item.cluster
 
 
 def study(
@@ -117,7 +71,8 @@ def study(
 
 
 def model_name(folder: Path | None) -> str:
-    """What tables call a model: training runs write DIR/model, and ``make seeds`` names DIR after the seed."""
+    """What tables call a model: training runs write DIR/model, and ``make seeds`` names DIR after the
+    seed."""
     if folder is None:
         return "shipped"
     run = folder.parent.name if folder.name == "model" else folder.name
@@ -187,8 +142,6 @@ def _unlabelled(name: str, item: Item, behaviour: Behaviour) -> Observation:
 def _explain(
     debugger: "Debugger", name: str, item: Item, behaviour: Behaviour, seed: int, with_captum: bool
 ) -> Observation:
-    from ragblame.attribution.evaluation.contenders import contenders
-
     explanation = debugger.explain(
         question=item.question.text, chunks=[chunk.text for chunk in item.chunks], answer=behaviour.answer
     )

@@ -23,8 +23,8 @@ from ragblame.attribution.evaluation.faithfulness import (
     top_k_drop,
 )
 from ragblame.attribution.evaluation.findings import Findings
+from ragblame.attribution.evaluation.observations import Observation
 from ragblame.attribution.evaluation.statistics import holm, paired
-from ragblame.attribution.evaluation.study import Observation
 from ragblame.attribution.evaluation.world_tables import found, labelled, mean
 from ragblame.attribution.methods.coalitions import membership, sizes
 
@@ -43,8 +43,8 @@ def compare(rows: Sequence[Observation], *, seed: int) -> Findings:
     results: dict[str, tuple[Estimate, float]] = {}
     for name in names:
         these = [one for one in hard if name in one.others]
-        values = np.array([found(one.shares, one.behaviour.causes) for one in these])
-        others = np.array([found(one.others[name], one.behaviour.causes) for one in these])
+        values = np.array([found(one.shares, one.causes) for one in these])
+        others = np.array([found(one.others[name], one.causes) for one in these])
         fine = np.isfinite(values) & np.isfinite(others)
         values, others = values[fine], others[fine]
         results[name] = paired(
@@ -232,7 +232,7 @@ def _scores(one: Observation, name: str) -> NDArray[np.float64] | None:
 def _found(rows: Sequence[Observation], name: str, seed: int) -> Estimate:
     def figure(one: Observation) -> float:
         scores = _scores(one, name)
-        return float("nan") if scores is None else found(scores, one.behaviour.causes)
+        return float("nan") if scores is None else found(scores, one.causes)
 
     return mean(rows, figure, seed=seed)
 

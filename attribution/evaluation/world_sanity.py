@@ -16,9 +16,10 @@ from ragblame.attribution.alignment import align_chunks
 from ragblame.attribution.evaluation.cells import Cell
 from ragblame.attribution.evaluation.evidence import Bar, Table
 from ragblame.attribution.evaluation.findings import Findings
+from ragblame.attribution.evaluation.observations import Observation
 from ragblame.attribution.evaluation.sanity import additivity, rank_correlation, shuffled
 from ragblame.attribution.evaluation.statistics import bootstrap
-from ragblame.attribution.evaluation.study import Observation, claim_tokens
+from ragblame.attribution.evaluation.study import claim_tokens
 from ragblame.attribution.evaluation.world_tables import labelled
 from ragblame.attribution.inputs import trace_of
 from ragblame.attribution.layout import build_layout

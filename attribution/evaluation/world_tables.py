@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ragblame.attribution.evaluation.cells import REDUNDANT, Cell
 from ragblame.attribution.evaluation.evidence import Bar, Confusion, Estimate, Table
 from ragblame.attribution.evaluation.findings import Findings
+from ragblame.attribution.evaluation.observations import Observation
 from ragblame.attribution.evaluation.statistics import (
     average_precision,
     bootstrap,
@@ -19,7 +20,6 @@ from ragblame.attribution.evaluation.statistics import (
     macro_f1,
     precision_at,
 )
-from ragblame.attribution.evaluation.study import Observation
 from ragblame.records import SupportState, VerdictKind
 
 SINGLE_SUPPORT = (Cell.SINGLE, Cell.DISTORTED, Cell.PLACE, Cell.REPEATED)
@@ -152,12 +152,10 @@ def right_chunk(rows: Sequence[Observation], *, seed: int) -> Findings:
     kept = labelled(rows)
 
     def top(one: Observation) -> float:
-        return top_one(one.shares, one.behaviour.causes)
+        return top_one(one.shares, one.causes)
 
     def both(one: Observation) -> float:
-        # Of duplicates the design's pair, of two hops what behaviour says: single swaps there move the end.
-        pair = one.behaviour.causes if one.item.cell is Cell.TWO_HOP else one.item.gold
-        return found(one.shares, pair) if len(pair) == 2 and one.behaviour.is_used else float("nan")
+        return found(one.shares, one.causes) if len(one.causes) == 2 else float("nan")
 
     by_cell = []
     for cell in Cell:
