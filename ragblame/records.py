@@ -212,6 +212,7 @@ class Attribution:
     span: int
     method: Method
     shares: tuple[float, ...]  # one per chunk, by position; nats for shapley, else own unit
+    standard_errors: tuple[float, ...] | None = None  # of sampled shares, same unit; None: not sampled
     v_all: float | None = None  # nats, span tokens given all chunks
     v_none: float | None = None  # nats, span tokens given no chunk
     reliance: float | None = None  # v_all - v_none, nats; may be negative

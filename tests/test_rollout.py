@@ -1,20 +1,20 @@
-"""Rollout of the answer's rows equals the textbook product of eager attention maps, and refuses by name."""
+"""Rollout of the answer's rows equals the textbook product of eager attention maps; of single layers too."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import BloomConfig, Gemma2Config, PreTrainedModel
 
 from ragblame.attribution.layout import Layout, build_layout
 from ragblame.attribution.methods import rollout as rollout_module
 from ragblame.attribution.methods.attention import IMPLEMENTATION, capture
 from ragblame.attribution.methods.heat import chunk_weights
+from ragblame.attribution.methods.probing import probe
 from ragblame.attribution.methods.rollout import rollout, walk
 from ragblame.attribution.scorer import TransformersScorer
 from ragblame.errors import InputError, UnsupportedArchitectureError
 from ragblame.records import Method
-from tests.tiny_models import FAMILIES, built, tiny_model, tiny_tokenizer
+from tests.tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from tests.tiny_traces import tiny_spans, tiny_trace
 
 CASES = [*((family, None) for family in FAMILIES), ("mistral", 16)]
@@ -116,37 +116,74 @@ def test_model_is_left_as_it_was() -> None:
     np.testing.assert_array_equal(scorer.score(layout, [7]), before)
 
 
-def refused(model: PreTrainedModel) -> UnsupportedArchitectureError:
-    """The error that rollout raises for a model."""
+def test_refused_models_are_left_as_they_were() -> None:
+    """A refusal names method and model type, and the model runs on its own attention again."""
+    model = tiny_model("mamba", attention=None)
     scorer = TransformersScorer(model, tiny_tokenizer())
     layout = build_layout(tiny_trace(), [], scorer.tokenizer)
     previous = model.config._attn_implementation
-    with pytest.raises(UnsupportedArchitectureError) as caught:
+    with pytest.raises(UnsupportedArchitectureError, match="rollout cannot serve model type 'mamba'"):
         rollout(scorer, layout, tiny_spans())
     assert model.config._attn_implementation == previous != IMPLEMENTATION
-    return caught.value
 
 
-def test_soft_capped_attention_is_refused_by_name() -> None:
-    """Gemma 2 caps its scores: method and model type stand in the message."""
-    config = Gemma2Config(
-        vocab_size=1024,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
+@pytest.mark.parametrize("window", [None, 16])
+def test_content_free_rows_equal_their_closed_form(window: int | None) -> None:
+    """The O(T) form of a causal layer gives what its uniform rows give, and windows keep their own."""
+    scorer, layout = laid_out("mistral", window)
+    ids = layout.prompt_ids(layout.full_mask) + layout.answer_ids
+    layers = capture(scorer, ids, "rollout")
+    assert layers[0].is_plainly_causal == (window is None)
+    product = torch.eye(len(ids))
+    for layer in layers:
+        rows, first = layer.content_free_rows(0, len(ids))
+        assert first == 0
+        product = (0.85 * torch.eye(len(ids)) + 0.15 * rows) @ product
+    found = walk(layers, torch.eye(len(ids)), 0.85, is_content_free=True)
+    torch.testing.assert_close(found, product, atol=1e-6, rtol=0)
+
+
+def test_chosen_layers_alone_are_walked() -> None:
+    """The product runs over the layers asked for, whatever their order, under other settings."""
+    scorer, layout = laid_out("llama")
+    prompt = layout.prompt_tokens()
+    ids = prompt.ids + layout.answer_ids
+    product = torch.eye(len(ids))
+    for number in (0, 2):
+        rows, _ = capture(scorer, ids, "rollout")[number].rows(0, len(ids))
+        product = (0.5 * torch.eye(len(ids)) + 0.5 * rows) @ product
+    weights = torch.from_numpy(chunk_weights(layout, prompt)).float()
+    (span, _) = tiny_spans()
+    at = [len(prompt.ids) + index - 1 for index in layout.span_tokens(span)]
+    expected = weights @ product[at].mean(dim=0)[: len(prompt.ids)]
+    some = rollout(scorer, layout, [span], Method.ROLLOUT, layers=[2, 0]).attributions[0]
+    every = rollout(scorer, layout, [span], Method.ROLLOUT).attributions[0]
+    np.testing.assert_allclose(some.shares, expected, atol=1e-6)
+    assert some.settings_hash != every.settings_hash
+    assert (
+        rollout(scorer, layout, [span], Method.ROLLOUT, layers=range(3)).attributions[0].shares
+        == every.shares
     )
-    error = refused(built(config))
-    assert "rollout cannot serve model type 'gemma2'" in str(error)
 
 
-def test_position_biased_attention_is_refused_by_name() -> None:
-    """Bloom adds ALiBi: refused rather than computed without it."""
-    config = BloomConfig(vocab_size=1024, hidden_size=32, n_layer=2, n_head=2)
-    error = refused(built(config))
-    assert "rollout cannot serve model type 'bloom'" in str(error)
+@pytest.mark.parametrize("layers", [[], [3], [-1]])
+def test_layers_that_are_not_there_are_refused(layers: list[int]) -> None:
+    """The message says which layers there are, for rollout and probing alike."""
+    scorer, layout = laid_out("llama")
+    for ask in (rollout, probe):
+        with pytest.raises(InputError, match="the model has layers 0 to 2"):
+            ask(scorer, layout, tiny_spans(), layers=layers)
+
+
+def test_probe_without_spans_or_in_place_of_chunks() -> None:
+    """No spans give nothing; without chunks every head has no share, and still a first token."""
+    scorer, layout = laid_out("llama")
+    assert probe(scorer, layout, []) == ()
+    bare = build_layout(tiny_trace(chunks=()), [], scorer.tokenizer)
+    seen = probe(scorer, bare, tiny_spans())[0]
+    assert seen.layers == (0, 1, 2)
+    assert seen.shares == (((),) * 4,) * 3
+    assert all(0 < share < 1 for layer in seen.first_token for share in layer)
 
 
 def test_other_methods_are_refused() -> None:

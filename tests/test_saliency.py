@@ -1,5 +1,6 @@
 """Gradient saliency equals captum's for every span, adds up where promised, and lands on the right text."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ def laid_out(
     family: str, window: int | None = None, spread: float = 0.25
 ) -> tuple[TransformersScorer, Layout]:
     """A scorer and the standard layout."""
-    scorer = TransformersScorer(tiny_model(family, window=window, spread=spread), tiny_tokenizer())
+    scorer = TransformersScorer(
+        tiny_model(family, window=window, spread=spread, attention=None), tiny_tokenizer()
+    )
     return scorer, build_layout(tiny_trace(), [], scorer.tokenizer)
 
 
@@ -147,6 +150,72 @@ def test_too_few_steps_are_said() -> None:
     assert any("not converged" in note for note in result.notes)
     with pytest.raises(InputError, match="at least 1 step"):
         saliency(scorer, layout, tiny_spans(), Method.INTEGRATED_GRADIENTS, steps=0)
+
+
+def memory_tokens(scorer: TransformersScorer, layout: Layout) -> Tensor:
+    """What the model says at each answer token without chunks, shape [answer token]."""
+    prompt = layout.prompt_ids(0)
+    with torch.no_grad():
+        logits = scorer.model(input_ids=torch.tensor([prompt + layout.answer_ids])).logits
+    top: Tensor = logits[0, len(prompt) - 1 : -1].argmax(dim=-1)
+    return top
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contrastive_gradient_equals_captum(family: str) -> None:
+    """LayerGradientXActivation of log p(token) - log p(top token of the no-context pass), per span."""
+    scorer, layout = laid_out(family)
+    foils = memory_tokens(scorer, layout)
+    assert (foils != torch.tensor(layout.answer_ids)).any()
+    result = saliency(scorer, layout, tiny_spans(), Method.CONTRASTIVE)
+    for number, span in enumerate(tiny_spans()):
+        target = Target(scorer, layout, span)
+
+        def contrast(ids: Tensor, target: Target = target) -> Tensor:
+            rows = target.model(input_ids=ids).logits.log_softmax(dim=-1)[:, len(target.prompt) - 1 : -1]
+            at = torch.tensor(target.tokens)
+            said = torch.tensor(target.answer)[at]
+            found: Tensor = (rows[:, at, said] - rows[:, at, foils[at]]).sum(dim=1)
+            return found
+
+        oracle = LayerGradientXActivation(contrast, scorer.model.get_input_embeddings())
+        scorer.model.get_input_embeddings().weight.requires_grad_(True)
+        values = oracle.attribute(target.ids).sum(dim=-1)[0]
+        scorer.model.get_input_embeddings().weight.requires_grad_(False)
+        sums, rows = shares_and_heat(layout, values)
+        close(result.attributions[number].shares, sums)
+        heats = [heat.values for heat in result.heats[3 * number : 3 * number + 3]]
+        close(np.concatenate(heats), torch.cat(rows))
+        cost = result.attributions[number].cost
+        assert (cost.forwards, cost.backwards) == (2, 2)
+
+
+def test_what_memory_says_too_has_no_contrast() -> None:
+    """An answer that the model gives without any chunk: shares are 0, no backward runs, a note says why."""
+    scorer, layout = laid_out("llama")
+    prompt, said = layout.prompt_ids(0), list[int]()
+    for _ in layout.answer_ids:
+        with torch.no_grad():
+            said.append(int(scorer.model(input_ids=torch.tensor([[*prompt, *said]])).logits[0, -1].argmax()))
+    own = replace(layout, answer_ids=tuple(said))
+    result = saliency(scorer, own, tiny_spans(), Method.CONTRASTIVE)
+    assert all(attribution.shares == (0.0, 0.0, 0.0) for attribution in result.attributions)
+    assert [attribution.cost.backwards for attribution in result.attributions] == [0, 0]
+    assert len(result.notes) == 2
+    assert "Without any chunk the model says span 1 all the same" in result.notes[0]
+
+
+def test_normalised_embeddings_are_read_behind_the_norm_and_said() -> None:
+    """Bloom's first layer norm makes input x gradient 0 at the embedding: it is taken behind, with a note."""
+    scorer, layout = laid_out("bloom")
+    other, same = laid_out("llama")
+    for method in (Method.INPUT_X_GRADIENT, Method.CONTRASTIVE):
+        moved = saliency(scorer, layout, tiny_spans(), method)
+        usual = saliency(other, same, tiny_spans(), method)
+        assert moved.attributions[0].settings_hash != usual.attributions[0].settings_hash
+        assert any("'bloom' normalises its embeddings" in note for note in moved.notes)
+        assert not any("normalises" in note for note in usual.notes)
+    assert saliency(scorer, layout, tiny_spans(), Method.GRADIENT_NORM).notes == ()
 
 
 @pytest.mark.parametrize("family", ["gemma2", "granite"])

@@ -2,8 +2,8 @@
 
 A full set of maps is L x H x T x T floats (17 GB for an 8-layer model at 8k tokens); queries and keys are
 L x T x d. They are taken where attention happens, after rotary embedding and q/k norms, so that no family is
-re-implemented: in a registered attention function or, for the families that never ask for one (Falcon, Bloom),
-at the operation in which queries meet keys.
+re-implemented: in a registered attention function or, for families that never ask for one (Falcon, Bloom), at
+the operation in which queries meet keys.
 """
 
 import sys
@@ -99,7 +99,7 @@ class LayerAttention:
         return (weights(head) for head in range(self.heads)), first
 
     def attend(self, value: Tensor) -> Tensor:
-        """What the layer's attention gives, block by block; value [key/value head, T, dim] -> [T, head, dim]."""
+        """What the layer gives for values [key/value head, T, dim], block by block, shape [T, head, dim]."""
         length, groups = value.shape[1], self.heads // value.shape[0]
         given = value.new_empty(length, self.heads, value.shape[2])
         for start in range(0, length, BLOCK):
@@ -149,8 +149,8 @@ def capture(scorer: TransformersScorer, ids: tuple[int, ...], method: str) -> li
     Memory: queries and keys, linear in T, and what the family's own forward takes: Bloom has no fused
     attention and makes one layer's maps at a time, Falcon with ALiBi and windowed families one T x T mask.
 
-    Raises ``UnsupportedArchitectureError`` naming ``method`` and the model type when a layer has no softmax of
-    queries and keys, or one that cannot be read.
+    Raises ``UnsupportedArchitectureError`` naming ``method`` and the model type when a layer has no softmax
+    of queries and keys, or one that cannot be read.
     """
     with _lock, _capturing(scorer.model, scorer.family, method) as layers:
         body = scorer.model.base_model

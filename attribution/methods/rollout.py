@@ -41,8 +41,8 @@ def rollout(
 
     Shares of ``Method.ROLLOUT`` are the mass in each chunk, in [0, 1], summing to at most 1 (the rest lies on
     instructions, question, answer and the first token). Shares of ``Method.ROLLOUT_CORRECTED`` sum to 1 over
-    the chunks. Not in nats, and no sign: where the model looked, not what it used. ``layers``: the product runs
-    over these alone (0-based, any order), None for all.
+    the chunks. Not in nats, and no sign: where the model looked, not what it used. ``layers``: the product
+    runs over these alone (0-based, any order), None for all.
 
     Raises ``UnsupportedArchitectureError`` naming method and model type, ``InputError`` for another method or
     a layer that the model has not.
@@ -117,7 +117,7 @@ def walk(
 
 
 def _spread_evenly(mass: Tensor) -> Tensor:
-    """Mass of each row spread over itself and all before it alike, in O(T): column j gets sum_(i>=j) m_i/(i+1)."""
+    """Mass of each row spread over itself and all before it, in O(T): column j gets sum_(i>=j) m_i/(i+1)."""
     lengths = torch.arange(1, mass.shape[1] + 1, device=mass.device, dtype=torch.float64)
     return (mass.double() / lengths).flip(1).cumsum(dim=1).flip(1).to(mass.dtype)
 

@@ -5,31 +5,33 @@ With f the span's log-probability and e_i the embedding of prompt token i:
 * gradient norm: ``|df/dh_i|`` at the tensor that really enters layer 0 (after scaling and position
   embedding): sensitivity, unsigned; its sums grow with a chunk's length;
 * input x gradient: ``e_i . df/de_i``, signed, the first-order effect of zeroing a token's embedding. Scaling
-  between embedding and layer 0 cancels in it, and position embeddings stay out of it;
+  between embedding and layer 0 cancels in it, and position embeddings stay out of it. Where a layer norm
+  stands between them (Bloom), zeroing means nothing and the product is 0 but for rounding: there it is taken
+  behind the norm, and the settings and a note say so;
 * integrated gradients over the chunk tokens only (Sundararajan et al. 2017, arXiv 1703.01365): embeddings of
   chunk tokens move from that of a line break to their own, everything else stays. Shares then sum to
   ``f(prompt) - f(prompt with line breaks for chunks)``; the gap is reported. (From the mean embedding, which
   is short, a normalising first layer turns sharply: on a tiny random Llama 24 nodes missed the total by
   1.5 nats, against 0.03 from a line break.)
-* contrastive gradient: input x gradient of ``log p(token) - log p(foil)``, the foil being the top token of the
-  pass without chunks (``contrast.py``): what made the model say this and not what memory would have said.
+* contrastive gradient: input x gradient of ``log p(token) - log p(foil)``, the foil being the top token of
+  the pass without chunks (``contrast.py``): why the model said this and not what memory would have said.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ragblame.attribution.layout import Layout, Tokens
 from ragblame.attribution.methods.contrast import contrasts, foils
 from ragblame.attribution.methods.fingerprint import settings_hash
 from ragblame.attribution.methods.heat import HeatResult, chunk_weights, heat_result, joined
+from ragblame.attribution.methods.leaves import embeddings, reading_of
 from ragblame.attribution.scorer import TransformersScorer, spent_since
-from ragblame.errors import InputError, UnsupportedArchitectureError
+from ragblame.errors import InputError
 from ragblame.records import Method, Span
 
 STEPS = 24  # Gauss-Legendre nodes of integrated gradients
@@ -87,31 +89,17 @@ def _plain(
     methods: Sequence[Method],
 ) -> HeatResult:
     before, started = scorer.cost, time.perf_counter()
-    first_layer = _first_layer(scorer, methods[0])
-    entered: list[Tensor] = []
-
-    def keep(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        entered.append(arguments[0] if arguments else named["hidden_states"])
-
     values = {m: np.zeros((len(spans), len(tokens.ids))) for m in methods}
-    handle = first_layer.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        with torch.enable_grad(), _embeddings(scorer, lambda own: own.detach().requires_grad_()) as leaves:
-            scores = _span_scores(scorer, layout, tokens, spans, rows=1)[:, 0]
-            embedded = leaves[0]
-            for number in range(len(spans)):
-                if not layout.span_tokens(spans[number]):
-                    continue
-                at_embedding, at_layer = torch.autograd.grad(
-                    scores[number], [embedded, entered[0]], retain_graph=number + 1 < len(spans)
-                )
-                if Method.GRADIENT_NORM in values:
-                    values[Method.GRADIENT_NORM][number] = _prompt_part(at_layer.float().norm(dim=-1), tokens)
-                if Method.INPUT_X_GRADIENT in values:
-                    product = (embedded.float() * at_embedding.float()).sum(dim=-1)
-                    values[Method.INPUT_X_GRADIENT][number] = _prompt_part(product, tokens)
-    finally:
-        handle.remove()
+    with torch.enable_grad(), reading_of(scorer, methods[0]) as reading:
+        scores = _span_scores(scorer, layout, tokens, spans, rows=1)[:, 0]
+        for number in range(len(spans)):
+            if not layout.span_tokens(spans[number]):
+                continue
+            product, norm = reading.of(scores[number], is_last=number + 1 == len(spans))
+            if Method.GRADIENT_NORM in values:
+                values[Method.GRADIENT_NORM][number] = _prompt_part(norm, tokens)
+            if Method.INPUT_X_GRADIENT in values:
+                values[Method.INPUT_X_GRADIENT][number] = _prompt_part(product, tokens)
     length = len(tokens.ids) + len(layout.answer_ids)
     scorer.spend(forwards=1, backwards=len(spans), tokens=length, seconds=time.perf_counter() - started)
     cost = spent_since(scorer, before)
@@ -123,8 +111,9 @@ def _plain(
                 spans,
                 method,
                 [weights * row for row in values[method]],
-                settings_hash(method, target="sum of log-probabilities"),
+                settings_hash(method, target="sum of log-probabilities", **reading.settings(method)),
                 cost,
+                notes=reading.notes(method),
             )
             for method in methods
         ]
@@ -155,16 +144,15 @@ def _contrastive(
                 f"contrast it with, and its {method.value} is 0."
             )
     ids = torch.tensor([tokens.ids + layout.answer_ids], device=scorer.model.device)
+    settings = {"foil": "top token without chunks"}
     if differing:
-        with torch.enable_grad(), _embeddings(scorer, lambda own: own.detach().requires_grad_()) as leaves:
+        with torch.enable_grad(), reading_of(scorer, method) as reading:
             contrast = contrasts(scorer, layout, ids, against.ids)
-            embedded = leaves[0]
             for number, indices in differing:
-                (slope,) = torch.autograd.grad(
-                    contrast[indices].sum(), [embedded], retain_graph=number != differing[-1][0]
-                )
-                product = (embedded.float() * slope.float()).sum(dim=-1)
+                product, _ = reading.of(contrast[indices].sum(), is_last=number == differing[-1][0])
                 values[number] = _prompt_part(product, tokens)
+        settings |= reading.settings(method)
+        notes.extend(reading.notes(method))
     without = len(layout.prompt_ids(0)) + len(layout.answer_ids)
     scorer.spend(
         forwards=2 if differing else 1,
@@ -172,7 +160,7 @@ def _contrastive(
         tokens=without + (ids.shape[1] if differing else 0),
         seconds=time.perf_counter() - started,
     )
-    fingerprint = settings_hash(method, foil="top token without chunks")
+    fingerprint = settings_hash(method, **settings)
     by_span = [weights * row for row in values]
     cost = spent_since(scorer, before)
     return heat_result(layout, tokens, spans, method, by_span, fingerprint, cost, notes=tuple(notes))
@@ -199,7 +187,7 @@ def _integrated(
     def between(own: Tensor, at: float) -> Tensor:
         return torch.where(moving, neutral + at * (own - neutral), own)
 
-    with torch.no_grad(), _embeddings(scorer, lambda own: torch.cat([own[:1], between(own[:1], 0.0)])):
+    with torch.no_grad(), embeddings(scorer, lambda own: torch.cat([own[:1], between(own[:1], 0.0)])):
         ends = _span_scores(scorer, layout, tokens, spans, rows=2).double().cpu().numpy()
     totals = ends[:, 0] - ends[:, 1]
     values = np.zeros((len(spans), len(tokens.ids)))
@@ -211,7 +199,7 @@ def _integrated(
             own.append(embedded.detach())
             return between(embedded.detach(), at).requires_grad_()
 
-        with torch.enable_grad(), _embeddings(scorer, move) as leaves:
+        with torch.enable_grad(), embeddings(scorer, move) as leaves:
             scores = _span_scores(scorer, layout, tokens, spans, rows=1)[:, 0]
             path = own[0] - between(own[0], 0.0)
             for number in range(len(spans)):
@@ -247,34 +235,6 @@ def _span_scores(
     ids = torch.tensor([tokens.ids + layout.answer_ids] * rows, device=scorer.model.device)
     log_probs = scorer.answer_log_probs(ids, [len(tokens.ids)] * rows, layout.answer_ids)
     return torch.stack([log_probs[:, list(layout.span_tokens(span))].sum(dim=1) for span in spans])
-
-
-@contextmanager
-def _embeddings(scorer: TransformersScorer, change: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
-    """Replace what the token embedding gives by ``change`` of it; yields the replacements, in order."""
-    given: list[Tensor] = []
-
-    def replace(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        given.append(change(output))
-        return given[-1]
-
-    handle = scorer.model.get_input_embeddings().register_forward_hook(replace)
-    try:
-        yield given
-    finally:
-        handle.remove()
-
-
-def _first_layer(scorer: TransformersScorer, method: Method) -> nn.Module:
-    """The block that reads the embedded tokens first."""
-    depth = scorer.model.config.get_text_config().num_hidden_layers
-    for module in scorer.model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module[0]
-    raise UnsupportedArchitectureError(
-        f"{method.value} cannot serve model type {scorer.family!r}: its list of {depth} layers was "
-        "not found; use shapley"
-    )
 
 
 @torch.no_grad()
