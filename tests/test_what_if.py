@@ -1,11 +1,15 @@
 """The stored table answers "without these chunks" exactly as a model would on the prompt without them."""
 
+import io
+import json
+from dataclasses import replace
 from math import exp
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from ragblame.attribution.layout import build_layout
 from ragblame.attribution.methods.coalitions import all_masks
@@ -13,7 +17,16 @@ from ragblame.attribution.methods.shapley import shapley
 from ragblame.attribution.methods.what_if import span_value, what_if
 from ragblame.attribution.scorer import TransformersScorer
 from ragblame.errors import InputError
-from ragblame.records import CoalitionValues
+from ragblame.records import CoalitionValues, Method
+from ragblame.ui.explain import (
+    chunk_positions,
+    explanation_table,
+    explanation_to_json,
+    what_if_table,
+    what_if_to_json,
+)
+from tests.example_cases import CASES, hostile_explanation
+from tests.example_explanations import explain
 from tests.tiny_models import tiny_model, tiny_tokenizer
 from tests.tiny_traces import ANSWER, CHUNKS, span_at, tiny_spans, tiny_trace
 
@@ -97,3 +110,71 @@ def test_equals_the_model_on_a_prompt_written_without_the_chunks() -> None:
             moved.append(abs(found.change))
     assert max(moved) > 0.01
     assert span_value(values, spans[0], 0) == pytest.approx(what_if(values, spans[0], [0, 1, 2]).v_without)
+
+
+def printed(*parts: object) -> str:
+    """What a terminal of 160 columns shows."""
+    console = Console(file=io.StringIO(), width=160)
+    console.print(*parts)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def test_the_command_line_counts_chunks_as_the_screens_do() -> None:
+    """Numbers 2 and 3 are positions 1 and 2; anything else is named, with the numbers there are."""
+    explanation = explain(next(case for case in CASES if len(case.chunks) >= 3))
+    count = len(explanation.trace.chunks)
+    assert chunk_positions("3,#2, 2", explanation) == (1, 2)
+    for wrong in ("0", str(count + 1), "", "1,", "a", "²", "-1", "1 2"):
+        with pytest.raises(InputError, match=f"from 1 to {count}"):
+            chunk_positions(wrong, explanation)
+
+
+def test_the_terminal_shows_the_exact_change() -> None:
+    """In an additive example the change is minus the share, in nats, and probabilities stand beside it."""
+    explanation = explain(next(case for case in CASES if len(case.chunks) >= 2 and not case.missing))
+    said = what_if_to_json(explanation, [0])
+    json.dumps(said, allow_nan=False)
+    shares = {a.span: a.shares for a in explanation.attributions if a.method is Method.SHAPLEY}
+    rows = said["spans"]
+    assert isinstance(rows, list)
+    assert len(rows) == len(explanation.spans) > 0
+    shown = printed(what_if_table(explanation, [0]))
+    for row in rows:
+        assert isinstance(row, dict)
+        assert isinstance(row["change"], float)
+        assert isinstance(row["span"], int)
+        assert row["change"] == pytest.approx(-shares[row["span"]][0])
+        assert f"{row['change']:+.2f}" in shown
+    assert "without #1" in shown
+
+
+def test_without_coalitions_the_command_line_says_so() -> None:
+    """Text-only explanations answer no what-if and show no surrogate; nothing is made up."""
+    explanation = replace(explain(CASES[0]), coalitions=None)
+    with pytest.raises(InputError, match="no coalitions were scored"):
+        what_if_table(explanation, [0])
+    assert explanation_to_json(explanation)["lime"] is None
+    assert "LIME" not in printed(explanation_table(explanation))
+
+
+def test_the_terminal_shows_the_surrogate_with_its_fit() -> None:
+    """Additive examples: LIME names the chunk with the largest share, and its R² is 1."""
+    explanation = explain(next(case for case in CASES if len(case.chunks) >= 2 and not case.missing))
+    said = explanation_to_json(explanation)["lime"]
+    json.dumps(said, allow_nan=False)
+    assert isinstance(said, list)
+    shares = {a.span: a.shares for a in explanation.attributions if a.method is Method.SHAPLEY}
+    for row in said:
+        assert isinstance(row, dict)
+        assert isinstance(row["span"], int)
+        np.testing.assert_allclose(np.array(row["shares"], float), shares[row["span"]], atol=1e-6)
+        assert row["r_squared"] is None or row["r_squared"] == pytest.approx(1.0)
+    assert "R² 1.00" in printed(explanation_table(explanation))
+
+
+def test_hostile_text_has_no_power_over_the_terminal() -> None:
+    """Control characters of the answer come out as signs."""
+    shown = printed(what_if_table(hostile_explanation(), [0, 1]))
+    assert all(sign.isprintable() or sign == "\n" for sign in shown)
