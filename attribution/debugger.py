@@ -68,10 +68,16 @@ class Debugger:
         scorer: "TransformersScorer | None",
         *,
         max_exact_chunks: int = 10,
+        sampled_coalitions: int = 256,
+        sampled_precision: float = 0.05,
         thresholds: Thresholds = DEFAULT,
     ) -> None:
+        """``max_exact_chunks``: with more in the prompt, shares are sampled from at most
+        ``sampled_coalitions`` coalitions, or until each standard error is ``sampled_precision`` nats."""
         self.scorer = scorer
         self.max_exact_chunks = max_exact_chunks
+        self.sampled_coalitions = sampled_coalitions
+        self.sampled_precision = sampled_precision
         self.thresholds = thresholds
 
     @classmethod
@@ -83,6 +89,8 @@ class Debugger:
         threads: int | None = None,
         batch_size: int = 16,
         max_exact_chunks: int = 10,
+        sampled_coalitions: int = 256,
+        sampled_precision: float = 0.05,
         device: str | None = None,
         thresholds: Thresholds = DEFAULT,
     ) -> "Debugger":
@@ -102,7 +110,13 @@ class Debugger:
         scorer = TransformersScorer.from_pretrained(
             model, is_own_model=is_own_model, threads=threads, batch_size=batch_size, device=device
         )
-        return cls(scorer, max_exact_chunks=max_exact_chunks, thresholds=thresholds)
+        return cls(
+            scorer,
+            max_exact_chunks=max_exact_chunks,
+            sampled_coalitions=sampled_coalitions,
+            sampled_precision=sampled_precision,
+            thresholds=thresholds,
+        )
 
     @classmethod
     def text_only(cls, *, thresholds: Thresholds = DEFAULT) -> "Debugger":
@@ -157,6 +171,8 @@ class _Run:
     ) -> None:
         self.scorer = debugger.scorer
         self.max_exact_chunks = debugger.max_exact_chunks
+        self.sampled_coalitions = debugger.sampled_coalitions
+        self.sampled_precision = debugger.sampled_precision
         self.thresholds = debugger.thresholds
         self.trace = trace
         self.should_abort = should_abort
@@ -248,36 +264,39 @@ class _Run:
         return measured
 
     def _share(self, layout: "Layout", spans: Sequence[Span], measured: _Measured) -> None:
-        """Exact Shapley over all coalitions, and from its table the influence on each span."""
-        from ragblame.attribution.methods.shapley import shapley
+        """Shapley, exact or with many chunks sampled, and from its table the influence on each span."""
+        from ragblame.attribution.methods.sampled_shapley import SampledShapley, sampled_shapley
+        from ragblame.attribution.methods.shapley import ShapleyResult, shapley
 
         assert self.scorer is not None
-        count = len(layout.players)
-        if count > self.max_exact_chunks:
-            measured.notes.append(
-                f"{count} chunks stand in the prompt and exact Shapley takes {self.max_exact_chunks}: "
-                "no shares were computed and the verdicts rest on the text alone; raise "
-                "RAGBLAME_MAX_EXACT_CHUNKS (at most 12) or retrieve fewer."
-            )
-            return
         furthest = 0.0
 
         def look(part: float) -> None:
-            nonlocal furthest  # scoring the noise begins anew at 0: progress must not
+            nonlocal furthest  # each round of scoring begins anew at 0: progress must not
             furthest = max(furthest, part)
             self._look("shares", furthest)
 
+        result: ShapleyResult | SampledShapley
         try:
             with self.scorer.watched(look):
-                result = shapley(self.scorer, layout, spans, max_chunks=self.max_exact_chunks)
-        except ModelError as error:
+                if len(layout.players) <= self.max_exact_chunks:
+                    result = shapley(self.scorer, layout, spans, max_chunks=self.max_exact_chunks)
+                else:
+                    result = sampled_shapley(
+                        self.scorer,
+                        layout,
+                        spans,
+                        budget=self.sampled_coalitions,
+                        precision_nats=self.sampled_precision,
+                    )
+                ends = _ends(layout, result.coalitions)
+                all_row, none_row = ends or self.scorer.score(layout, [layout.full_mask, 0]).tolist()
+        except (InputError, ModelError) as error:
             measured.notes.append(f"No shares were computed, so the verdicts rest on the text alone: {error}")
             return
         measured.attributions.extend(result.attributions)
         measured.notes.extend(result.notes)
         measured.coalitions = result.coalitions
-        masks, table = result.coalitions.masks, result.coalitions.log_probs
-        all_row, none_row = table[masks.index(layout.full_mask)], table[masks.index(0)]
         for span, attribution in zip(spans, result.attributions, strict=True):
             tokens = content_tokens(layout, span)
             measured.influences[span.index] = Influence(
@@ -376,6 +395,13 @@ def repetitions(answer: str, spans: Sequence[Span]) -> dict[int, int]:
             if first != span.index:
                 found[span.index] = first
     return found
+
+
+def _ends(layout: "Layout", table: CoalitionValues | None) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Log-probabilities per answer token with all chunks and with none; None where no table was kept."""
+    if table is None:
+        return None
+    return table.log_probs[table.masks.index(layout.full_mask)], table.log_probs[table.masks.index(0)]
 
 
 def content_tokens(layout: "Layout", span: Span) -> tuple[int, ...]:

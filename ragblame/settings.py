@@ -48,7 +48,11 @@ class Settings(BaseSettings):
     scorer: str | None = None  # folder or name of the causal LM; None: the shipped small model
     scorer_is_own_model: bool = False  # the scorer wrote the answers
     threads: Annotated[int, Field(ge=1, le=256)] | None = None  # torch threads; None: its default
-    max_exact_chunks: Annotated[int, Field(ge=1, le=12)] = 10  # exact Shapley refuses more
+    max_exact_chunks: Annotated[int, Field(ge=1, le=12)] = 10  # with more, shares are sampled
+    sampled_coalitions: Annotated[int, Field(ge=4, le=16_384)] = (
+        256  # scored at most where shares are sampled
+    )
+    sampled_precision: Annotated[float, Field(ge=0)] = 0.05  # nats; sampling stops at this standard error
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 16  # coalitions scored per forward
 
     capture_max_field: Annotated[int, Field(ge=1_000)] = 1_000_000  # code points kept of any one text

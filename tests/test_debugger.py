@@ -135,14 +135,29 @@ def test_messages_without_a_prompt_are_assumed_and_said() -> None:
     assert explanation.verdicts[0].verdict is VerdictKind.GROUNDED
 
 
-def test_too_many_chunks_leave_the_text() -> None:
-    """Beyond the limit of exact shares nothing is estimated: a note names the limit, the text decides."""
-    scorer = small_model().scorer
-    debugger = Debugger(scorer, max_exact_chunks=2)
+def test_many_chunks_are_sampled_and_said() -> None:
+    """Beyond the limit of exact shares they are sampled: a note says so, and shares come with errors."""
+    debugger = Debugger(small_model().scorer, max_exact_chunks=2)
+    explanation = debugger.explain(question=QUESTION, chunks=CHUNKS, answer=ANSWER, prompt=PROMPT)
+    exact = small_model().explain(question=QUESTION, chunks=CHUNKS, answer=ANSWER, prompt=PROMPT)
+    assert any("were sampled from" in note for note in explanation.notes)
+    for sampled, whole in zip(explanation.attributions, exact.attributions, strict=True):
+        if sampled.method is not Method.SHAPLEY:
+            continue
+        assert sampled.standard_errors is not None
+        assert whole.standard_errors is None
+        assert sampled.settings_hash != whole.settings_hash
+        assert sampled.shares == pytest.approx(whole.shares, abs=1e-3)  # 3 chunks: all 8 are scored
+    assert explanation.verdicts[0].basis is not Basis.SUPPORT_ONLY
+
+
+def test_too_small_a_budget_leaves_the_text() -> None:
+    """Fewer coalitions than any estimate needs: a note names the setting, the text decides."""
+    debugger = Debugger(small_model().scorer, max_exact_chunks=2, sampled_coalitions=6)
     explanation = debugger.explain(question=QUESTION, chunks=CHUNKS, answer=ANSWER, prompt=PROMPT)
     assert explanation.coalitions is None
     assert not [a for a in explanation.attributions if a.method is Method.SHAPLEY]
-    assert any("RAGBLAME_MAX_EXACT_CHUNKS" in note for note in explanation.notes)
+    assert any("RAGBLAME_SAMPLED_COALITIONS" in note for note in explanation.notes)
     assert explanation.verdicts[0].basis is Basis.SUPPORT_ONLY
     assert explanation.heats
 

@@ -60,6 +60,8 @@ def load_debugger(settings: Settings) -> Explainer:
             threads=settings.threads,
             batch_size=settings.batch_size,
             max_exact_chunks=settings.max_exact_chunks,
+            sampled_coalitions=settings.sampled_coalitions,
+            sampled_precision=settings.sampled_precision,
         )
     except FileNotFoundError as error:  # the shipped model is not in this installation
         raise ModelError(str(error)) from error

@@ -107,11 +107,13 @@ def _tables(e: Explanation) -> Iterator[tuple[str, str, list[tuple[Any, ...]]]]:
     positions = sorted(chunk.position for chunk in e.trace.chunks)
     yield (
         "share",
-        "trace_id span method position value",
+        "trace_id span method position value standard_error",
         [
-            (trace_id, a.span, a.method.value, position, value)
+            (trace_id, a.span, a.method.value, position, value, error)
             for a in e.attributions
-            for position, value in zip(positions, a.shares, strict=True)
+            for position, value, error in zip(
+                positions, a.shares, a.standard_errors or [None] * len(positions), strict=True
+            )
         ],
     )
     if (c := e.coalitions) is not None:
@@ -192,5 +194,9 @@ def _check(e: Explanation) -> None:
         problem = "every verdict needs exactly one support"
     elif any(len(a.shares) != len(e.trace.chunks) or a.span not in numbers for a in e.attributions):
         problem = "an attribution needs a known span and one share per chunk"
+    elif any(
+        a.standard_errors is not None and len(a.standard_errors) != len(a.shares) for a in e.attributions
+    ):
+        problem = "standard errors are one per share, or none at all"
     if problem:
         raise InputError(f"explanation of trace {e.trace.id} does not fit together: {problem}; report this")

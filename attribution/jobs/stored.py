@@ -181,13 +181,19 @@ def _read_parts(rows: Rows, with_heats: bool) -> dict[str, Any]:
 
 def _attributions(rows: Rows) -> tuple[Attribution, ...]:
     shares: dict[tuple[int, str], list[float]] = {}
-    for span, method, value in rows("share", "span method value", "span, method, position"):
+    errors: dict[tuple[int, str], list[float]] = {}
+    for span, method, value, error in rows(
+        "share", "span method value standard_error", "span, method, position"
+    ):
         shares.setdefault((span, method), []).append(value)
+        if error is not None:
+            errors.setdefault((span, method), []).append(error)
     found = [
         Attribution(
             span=span,
             method=Method(method),
             shares=tuple(shares.get((span, method), ())),
+            standard_errors=tuple(errors[span, method]) if (span, method) in errors else None,
             v_all=v_all,
             v_none=v_none,
             reliance=reliance,

@@ -81,14 +81,14 @@ def shapley(scorer: Scorer, layout: Layout, spans: Sequence[Span], *, max_chunks
     before = scorer.cost
     masks = all_masks(n)
     log_probs = scorer.score(layout, masks)
-    notes = _engine_notes(scorer, len(masks))
+    notes = engine_notes(scorer, len(masks))
     expected = (len(masks), len(layout.answer_ids))
     if log_probs.shape != expected:
         raise InputError(
             f"the scorer gave a table of shape {log_probs.shape} instead of {expected}: correct it"
         )
-    table = _span_values(layout, log_probs, spans)  # [coalition, span]
-    noise = _noise(scorer, layout, spans, table[-1])
+    table = span_values(layout, log_probs, spans)  # [coalition, span]
+    noise = full_noise(scorer, layout, spans, table[-1])
     cost = spent_since(scorer, before)
     shares = exact_shapley(table)
     pairs = pair_terms(table)
@@ -126,7 +126,7 @@ def shapley(scorer: Scorer, layout: Layout, spans: Sequence[Span], *, max_chunks
     )
 
 
-def _engine_notes(scorer: Scorer, coalitions: int) -> tuple[str, ...]:
+def engine_notes(scorer: Scorer, coalitions: int) -> tuple[str, ...]:
     """What a local model's last sweep says of itself; a sweep too small to share anything says nothing."""
     engine = scorer.engine if isinstance(scorer, TransformersScorer) else None
     if engine is None or not engine.reason or coalitions < TREE_FROM:
@@ -138,9 +138,7 @@ def _engine_notes(scorer: Scorer, coalitions: int) -> tuple[str, ...]:
     return (f"The {coalitions} coalitions were scored {way}: {engine.reason}.",)
 
 
-def _span_values(
-    layout: Layout, log_probs: NDArray[np.float32], spans: Sequence[Span]
-) -> NDArray[np.float64]:
+def span_values(layout: Layout, log_probs: NDArray[np.float32], spans: Sequence[Span]) -> NDArray[np.float64]:
     """Value of each span in each coalition, nats, shape [coalition, span]."""
     values = np.zeros((len(log_probs), len(spans)))
     for number, span in enumerate(spans):
@@ -148,7 +146,7 @@ def _span_values(
     return values
 
 
-def _noise(
+def full_noise(
     scorer: Scorer, layout: Layout, spans: Sequence[Span], in_sweep: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Standard deviation of v(all) per span over batches of different make-up, nats, shape [span]."""
@@ -156,7 +154,7 @@ def _noise(
     samples = [in_sweep]
     for companions in range(NOISE_SCORINGS):
         masks = list(dict.fromkeys([full, *range(min(companions, full))]))
-        samples.append(_span_values(layout, scorer.score(layout, masks)[:1], spans)[0])
+        samples.append(span_values(layout, scorer.score(layout, masks)[:1], spans)[0])
     deviation: NDArray[np.float64] = np.std(samples, axis=0, ddof=1)
     return deviation
 
