@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_BATCH_TOKENS = 16_384  # padded tokens of one forward: bounds activations whatever the batch size
 MAX_LOGITS = 1 << 26  # answer rows x vocabulary of one forward (256 MB in float32): bounds the head's output
 MAX_SPREAD = 64  # tokens by which rows of one batch may differ in length: rows of padding through the head
+CPU_TREE_TOKENS = 1024  # the same along the tree on a CPU: gathered keys and masks should stay in its caches
 MAX_GATHERED = 1 << 16  # tokens whose keys one forward gathers, padding included: bounds one layer's copy
 MAX_MASK = 1 << 26  # entries of one forward's attention mask: bounds what a kernel makes of it
 MAX_WASTE = 64  # padding tokens that cost less than one more forward; above, an eighth of the batch
@@ -129,8 +130,10 @@ class Sweep:
             return fits
         whole = max(row.start, *(other.start for other in batch)) + length
         waste = sum(length - answer - len(other.prompt) + other.start for other in batch)
+        on_cpu = self._scorer.model.device.type == "cpu"
         return (
-            count * whole <= MAX_GATHERED
+            (not on_cpu or count * length <= CPU_TREE_TOKENS)
+            and count * whole <= MAX_GATHERED
             and count * length * whole <= MAX_MASK
             and waste <= max(MAX_WASTE, count * length // 8)
         )
