@@ -326,18 +326,17 @@ class _Run:
                 continue
             assert support.position is not None
             positions = (support.position, *support.other_positions)
-            probes.append(Probe(span=span, tokens=content_tokens(layout, span), positions=positions))
+            probes.append(Probe(span=span, positions=positions))
         if not probes:
             return
         assert self.scorer is not None
         self._look("counterfactual", 0.0)
-        v_all = [measured.influences[probe.span.index].v_all for probe in probes]
         try:
-            lost = follow(self.scorer, layout, probes, v_all)
+            preferred = follow(self.scorer, layout, probes)
         except ModelError as error:
             measured.notes.append(f"No counterfactual was asked: {error}")
             return
-        for probe, nats in zip(probes, lost, strict=True):
+        for probe, nats in zip(probes, preferred, strict=True):
             index = probe.span.index
             measured.influences[index] = replace(measured.influences[index], follow=nats)
 

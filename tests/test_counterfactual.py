@@ -1,11 +1,12 @@
 """The counterfactual: does a model that is sure of a value anyway follow the chunk that states it?"""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ragblame.attribution.debugger import repetitions
-from ragblame.attribution.methods.counterfactual import FOILS, foil
+from ragblame.attribution.alignment import align_chunks
+from ragblame.attribution.debugger import Debugger, repetitions
+from ragblame.attribution.inputs import trace_of
+from ragblame.attribution.layout import build_layout
+from ragblame.attribution.methods.counterfactual import Probe, follow, is_alike
 from ragblame.attribution.spans import split_spans
 from ragblame.attribution.verdicts.table import Influence, asks_counterfactual, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT
@@ -15,29 +16,51 @@ ENTAILED = Support(span=0, state=SupportState.ENTAILED, rule="number with subjec
 SURE = Influence(v_all=-0.01, v_none=-0.02, tokens=2, noise=0.0, shares=(0.0, 0.01))
 
 
-@given(st.text(alphabet="0123456789.,:- ", min_size=1).filter(lambda text: any(c.isdigit() for c in text)))
-def test_a_foil_of_a_number_keeps_its_shape_and_none_of_its_digits(text: str) -> None:
-    other = foil(text)
-    assert other is not None
-    assert len(other) == len(text)
-    for old, new in zip(text, other, strict=True):
-        assert (old != new) == old.isdigit()
-        assert old.isdigit() == new.isdigit()
+@pytest.mark.parametrize(
+    ("piece", "other", "is_one"),
+    [
+        ("29", "31", True),
+        ("29", "310", False),  # as many digits, or the number changes its size
+        ("29", "Ada", False),
+        ("Ada", "Berg", True),
+        ("Ada", "berg", False),
+        ("crimson", "jade", True),
+        ("crimson", "42", False),
+        ("crimson", "", False),
+    ],
+)
+def test_a_foil_has_the_shape_of_what_it_replaces(piece: str, other: str, is_one: bool) -> None:
+    assert is_alike(piece, other) is is_one
 
 
-@given(st.lists(st.sampled_from([*FOILS, "Ada", "Berg", "crimson", "XML"]), min_size=1, max_size=6))
-def test_a_foil_of_words_shares_no_word_with_them_and_keeps_their_case(words: list[str]) -> None:
-    other = foil(" ".join(words))
-    assert other is not None
-    for old, new in zip(words, other.split(), strict=True):
-        assert old.casefold() != new.casefold()
-        assert old[0].isupper() == new[0].isupper()
-        assert new.casefold() not in {word.casefold() for word in words}
+def claim_of(value: str) -> tuple[str, str, str]:
+    """A question, a chunk that states the value, and the answer that gives it."""
+    return (
+        "What is the port of the Kestrel gateway?",
+        f"The port of the Kestrel gateway is {value}.",
+        f"The port of the Kestrel gateway is {value}.",
+    )
 
 
-@pytest.mark.parametrize("text", ["", "—", "one two three four five six seven"])
-def test_a_text_without_a_value_has_no_foil(text: str) -> None:
-    assert foil(text) is None
+def test_a_model_that_reads_the_chunk_would_write_the_foil_once_the_chunk_says_it() -> None:
+    """The shipped model has no memory of this entity: it can only read."""
+    question, chunk, answer = claim_of("2959")
+    debugger = Debugger.from_pretrained(threads=1)
+    scorer = debugger.scorer
+    assert scorer is not None
+    trace = trace_of(question, [chunk, "The Heron cache is hosted in north Selby."], answer, None)
+    layout = build_layout(trace, align_chunks(trace.chunks, trace.prompt), scorer.tokenizer)
+    span = next(span for span in split_spans(answer, question) if answer[span.start : span.end] == "2959")
+    before = scorer.cost.scored_coalitions
+    here, elsewhere = follow(
+        scorer,
+        layout,
+        [Probe(span=span, positions=(0,)), Probe(span=span, positions=(1,))],
+    )
+    assert here is not None
+    assert here > 5
+    assert elsewhere is None  # that chunk does not hold the value, so there is nothing to replace
+    assert scorer.cost.scored_coalitions == before + 2
 
 
 def test_it_is_asked_only_where_deletion_cannot_tell_reading_from_knowing() -> None:
@@ -52,8 +75,8 @@ def test_it_is_asked_only_where_deletion_cannot_tell_reading_from_knowing() -> N
     ("follow", "verdict", "used"),
     [
         (9.0, VerdictKind.GROUNDED, (1,)),
-        (0.0, VerdictKind.KNOWN_ALREADY, ()),
-        (1.0, VerdictKind.UNDETERMINED, ()),
+        (-2.0, VerdictKind.KNOWN_ALREADY, ()),
+        (0.01, VerdictKind.UNDETERMINED, ()),
         (None, VerdictKind.KNOWN_ALREADY, ()),
     ],
 )

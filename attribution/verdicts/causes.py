@@ -220,9 +220,8 @@ def _right(case: _Case, said: str, where: str) -> str:
         return f"{where.capitalize()} says {said}."
     if case.influence.follow is not None:
         return (
-            f"{where.capitalize()} says {said}, and the model follows it: were another value there, these "
-            f"words would lose {case.influence.follow:.1f} nats, though it would say them without "
-            "any chunk too."
+            f"{where.capitalize()} says {said}, and the model follows it: were another value there, it would "
+            f"rather write that one (by {case.influence.follow:.1f} nats), though it knows this one by heart."
         )
     carried = ", measured at its first mention" if case.influence.is_carried else ""
     nats = f"{case.influence.reliance:+.1f} nats{carried}"

@@ -22,7 +22,9 @@ class Influence:
     noise: float  # one sigma of v_all, nats
     shares: tuple[float, ...]  # nats, by chunk position
     is_carried: bool = False  # measured at the value's first mention, which the answer repeats here
-    follow: float | None = None  # nats lost when the supporting chunks say something else; None: not asked
+    # Nats by which the model would rather write a foil, once the chunks that state the value say that
+    # instead: above 0 it follows the chunks. None: not asked, as deletion tells.
+    follow: float | None = None
 
     @property
     def reliance(self) -> float:
@@ -103,8 +105,7 @@ def asks_counterfactual(support: Support, influence: Influence, thresholds: Thre
 def _is_used(influence: Influence, thresholds: Thresholds) -> bool | None:
     margin = thresholds.sigmas * thresholds.noise(influence.noise)
     if influence.follow is not None:
-        is_near = abs(influence.follow - thresholds.tau_nats) < margin
-        return None if is_near else influence.follow > thresholds.tau_nats
+        return None if abs(influence.follow) < margin else influence.follow > 0
     if abs(influence.reliance - thresholds.tau_nats) < margin:
         return None
     return influence.reliance > thresholds.tau_nats and bool(influence.used(thresholds))
