@@ -209,7 +209,7 @@ def game(cut: SentenceLayout, seed: int) -> DictionaryScorer:
 
     def values(mask: int) -> list[float]:
         rng = np.random.default_rng([seed, mask])
-        return (-rng.exponential(5.0, len(cut.answer_ids))).tolist()
+        return [-float(nats) for nats in rng.exponential(5.0, len(cut.answer_ids))]
 
     return DictionaryScorer(values)
 
