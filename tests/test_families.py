@@ -23,8 +23,9 @@ from transformers import (
 
 from ragblame.attribution.layout import Layout, build_layout
 from ragblame.attribution.methods import attention as attention_module
-from ragblame.attribution.methods.attention import IMPLEMENTATION, LayerAttention, capture
+from ragblame.attribution.methods.attention import IMPLEMENTATION, capture
 from ragblame.attribution.methods.heat import chunk_weights
+from ragblame.attribution.methods.layer_attention import LayerAttention
 from ragblame.attribution.methods.probing import probe
 from ragblame.attribution.methods.rollout import rollout, walk
 from ragblame.attribution.methods.saliency import saliency
@@ -203,8 +204,8 @@ def test_content_free_reference_keeps_the_position_bias(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["gemma2", "falcon alibi", "bloom"])
-def test_model_computes_the_same_before_during_and_after(family: str) -> None:
-    """The pass that reads attention gives the model's own hidden states, and leaves no trace."""
+def test_reading_attention_leaves_no_trace(family: str) -> None:
+    """The pass is cut short in its last layer; afterwards the model computes what it did before."""
     model = tiny_model(family, attention=None)
     scorer, layout = scored(model)
     ids = torch.tensor([layout.prompt_ids(layout.full_mask) + layout.answer_ids])
@@ -217,8 +218,8 @@ def test_model_computes_the_same_before_during_and_after(family: str) -> None:
     with torch.no_grad():
         model(input_ids=ids)
     handle.remove()
-    torch.testing.assert_close(kept[1], kept[0], atol=1e-4, rtol=1e-4)
-    assert torch.equal(kept[2], kept[0])
+    assert len(kept) == 2  # no hidden states of the last layer were computed
+    assert torch.equal(kept[1], kept[0])
     assert model.config._attn_implementation == implementation != IMPLEMENTATION
 
 
@@ -229,7 +230,7 @@ def test_another_thread_still_gets_capped_attention() -> None:
     ids = torch.arange(10, 60).repeat(2, 1)
     before = model(input_ids=ids).logits
     after: list[Tensor] = []
-    with attention_module._capturing(model, scorer.family, "rollout") as layers:
+    with attention_module._capturing(model, scorer.family, "rollout", 3) as layers:
         thread = threading.Thread(target=lambda: after.append(model(input_ids=ids).logits))
         thread.start()
         thread.join()

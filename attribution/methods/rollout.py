@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ragblame.attribution.layout import Layout
-from ragblame.attribution.methods.attention import BLOCK, LayerAttention, capture, chosen
+from ragblame.attribution.methods.attention import capture, chosen
 from ragblame.attribution.methods.fingerprint import settings_hash
 from ragblame.attribution.methods.heat import HeatResult, chunk_weights, heat_result, joined
+from ragblame.attribution.methods.layer_attention import BLOCK, LayerAttention
 from ragblame.attribution.scorer import TransformersScorer, spent_since
 from ragblame.errors import InputError
 from ragblame.records import Method, Span
