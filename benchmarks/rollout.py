@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from apart import Run, apart
-from evidence import Bar, bar, report, spread
+from evidence import bar, report, spread
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from ragblame.attribution.evaluation.evidence import Bar
 from ragblame.attribution.methods.attention import capture
 from ragblame.attribution.methods.rollout import PLAIN_RESIDUAL, walk
 from ragblame.attribution.scorer import TransformersScorer
@@ -87,7 +88,7 @@ def main() -> None:
     """Check equal, measure, report."""
     torch.set_num_threads(1)
     quick = "--quick" in sys.argv
-    lengths = QUICK_LENGTHS if quick else LENGTHS
+    lengths: tuple[int, ...] = QUICK_LENGTHS if quick else LENGTHS
     if "--length" in sys.argv:
         lengths = (int(sys.argv[sys.argv.index("--length") + 1]),)
     generator = np.random.default_rng(SEED)

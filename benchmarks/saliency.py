@@ -9,6 +9,7 @@ installed, has a row that says so.
 Run: python benchmarks/saliency.py [--quick] [--json] [--write]
 """
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -74,8 +75,7 @@ def captum(scorer: TransformersScorer, layout: Layout, spans: Sequence[Span]) ->
 
 def inseq(scorer: TransformersScorer, layout: Layout, spans: Sequence[Span]) -> NDArray[np.float64]:
     """The same by inseq's input_x_gradient of each token's cross-entropy, whose sign is turned."""
-    import inseq as library
-
+    library: Any = importlib.import_module("inseq")
     scorer.model.requires_grad_(True)  # inseq takes the model as it is loaded
     model = library.load_model(scorer.model, "input_x_gradient", tokenizer=scorer.tokenizer)
     prompt = layout.prompt
