@@ -193,13 +193,23 @@ def doctor(
 @app.command()
 def explain(
     trace: Annotated[str, typer.Argument(help="Id of a recorded answer, or its beginning.")],
+    without: Annotated[
+        str | None, typer.Option(help="Also show the spans without these chunks, numbered from 1: 2,3.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Attribute one recorded answer now, in the foreground, and show the result."""
     from ragblame import database
     from ragblame.attribution.jobs.attribute import attribute_trace, load_debugger
     from ragblame.settings import load_settings
-    from ragblame.ui.explain import explanation_table, explanation_to_json, find_trace
+    from ragblame.ui.explain import (
+        chunk_positions,
+        explanation_table,
+        explanation_to_json,
+        find_trace,
+        what_if_table,
+        what_if_to_json,
+    )
     from ragblame.ui.terminal import data, words, write_json
 
     settings = load_settings()
@@ -215,10 +225,16 @@ def explain(
             trace_id,
             progress=lambda step, part: status.update(f"{trace_id}: {step} {part:.0%}"),
         )
+    positions = None if without is None else chunk_positions(without, explanation)
     if json_output:
-        write_json(explanation_to_json(explanation))
-    else:
-        data().print(explanation_table(explanation))
+        said = explanation_to_json(explanation)
+        if positions is not None:
+            said["what_if"] = what_if_to_json(explanation, positions)
+        write_json(said)
+        return
+    data().print(explanation_table(explanation))
+    if positions is not None:
+        data().print(what_if_table(explanation, positions))
 
 
 @app.command(name="import")
