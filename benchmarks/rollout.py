@@ -91,6 +91,8 @@ def main() -> None:
     lengths: tuple[int, ...] = QUICK_LENGTHS if quick else LENGTHS
     if "--length" in sys.argv:
         lengths = (int(sys.argv[sys.argv.index("--length") + 1]),)
+        if lengths[0] <= ANSWER:
+            raise SystemExit(f"--length must exceed the {ANSWER} tokens of the answer")
     generator = np.random.default_rng(SEED)
     fused, eager = (scorer_of(LAYERS, max(LENGTHS), kind) for kind in ("sdpa", "eager"))
     rows: list[dict[str, Any]] = []
