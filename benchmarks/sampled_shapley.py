@@ -56,6 +56,10 @@ class Values:
             self.known.update(zip(part, rows.tolist(), strict=True))
         return np.array([self.known[mask] for mask in masks])
 
+    def column(self, masks: Sequence[int]) -> Array:
+        """The same as one game of several, [coalition, 1]."""
+        return self(masks)[:, None]
+
     def independent_tokens(self, masks: Sequence[int]) -> int:
         """Tokens of one whole forward a coalition."""
         return sum(len(self.layout.prompt_ids(mask)) + len(self.layout.answer_ids) for mask in masks)
@@ -189,7 +193,7 @@ def main() -> None:
                 afresh = Values(scorer, values.layout, values.tokens)
                 before = scorer.cost.tokens
                 found = sample_games(
-                    lambda masks, afresh=afresh: afresh(masks)[:, None],
+                    afresh.column,
                     options.chunks,
                     budget=options.budget,
                     precision=options.precision if precision is None else precision,
@@ -198,9 +202,8 @@ def main() -> None:
                 tokens = scorer.cost.tokens - before
                 values.known.update(afresh.known)
                 note(name, found.shares[:, 0], len(found.masks), tokens)
-                covered.setdefault(name, []).append(
-                    np.abs(found.shares[:, 0] - truth) <= 1.96 * found.errors[:, 0]
-                )
+                is_inside = np.abs(found.shares[:, 0] - truth) <= 1.96 * found.errors[:, 0]
+                covered.setdefault(name, []).append(is_inside.astype(np.float64))
                 if precision is None:
                     continue
                 for peer, method in PEERS.items():

@@ -247,7 +247,8 @@ def _square(nodes: Array, weights: Array) -> tuple[Array, Array]:
 
 def _size(signs: Array) -> NDArray[np.int64]:
     """Players in each pair's first coalition."""
-    return np.sum(signs > 0, axis=1, dtype=np.int64)
+    found: NDArray[np.int64] = np.sum(signs > 0, axis=1, dtype=np.int64)
+    return found
 
 
 def _share_weights(n: int) -> tuple[Array, Array]:
