@@ -74,7 +74,7 @@ def captum(scorer: TransformersScorer, layout: Layout, spans: Sequence[Span]) ->
 
 
 def inseq(scorer: TransformersScorer, layout: Layout, spans: Sequence[Span]) -> NDArray[np.float64]:
-    """The same by inseq's input_x_gradient of each token's cross-entropy, whose sign is turned."""
+    """The same by inseq's input_x_gradient of each token's log-probability."""
     library: Any = importlib.import_module("inseq")
     scorer.model.requires_grad_(True)  # inseq takes the model as it is loaded
     model = library.load_model(scorer.model, "input_x_gradient", tokenizer=scorer.tokenizer)
@@ -82,12 +82,13 @@ def inseq(scorer: TransformersScorer, layout: Layout, spans: Sequence[Span]) -> 
     found = model.attribute(
         prompt,
         f"{prompt} {layout.answer}",
-        attributed_fn="crossentropy",
+        attributed_fn="probability",
+        attributed_fn_args={"logprob": True},
         show_progress=False,
     ).sequence_attributions[0]
     length = len(layout.prompt_ids(layout.full_mask))
     values = found.target_attributions[:length].sum(dim=-1).double().numpy()  # [prompt token, answer token]
-    by_token = -chunk_weights(layout, layout.prompt_tokens()) @ values
+    by_token = chunk_weights(layout, layout.prompt_tokens()) @ values
     return np.array([by_token[:, list(layout.span_tokens(span))].sum(axis=1) for span in spans])
 
 
