@@ -9,7 +9,7 @@ MODELS ?=
 # point pip at a CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL) before `make setup` to avoid that.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick bench-capture bench-attribution clean
+.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick bench-capture bench-attribution bench-methods clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -108,6 +108,12 @@ bench-capture: $(VENV)/.dev  ## what the callback adds to a chain, beside a no-o
 
 bench-attribution: $(VENV)/.dev  ## what attributing one answer costs, beside captum on the same work
 	@$(BIN)/python benchmarks/attribution_cost.py --write
+
+bench-methods: $(VENV)/.dev  ## coalitions, sampled shares, saliency, rollout: beside captum, shap, the textbook (an hour)
+	@$(BIN)/python benchmarks/chunk_shap.py --write
+	@$(BIN)/python benchmarks/sampled_shapley.py --write
+	@$(BIN)/python benchmarks/saliency.py --write
+	@$(BIN)/python benchmarks/rollout.py --long --write
 
 clean:  ## remove the virtual environment and build outputs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
