@@ -217,7 +217,7 @@ def test_the_world_of_runbooks_is_judged_right() -> None:
             [index] = [s.index for s in spans if s.start < at and s.end > start]
             if result.origin is Origin.ABSTAINED:
                 continue
-            article = len("the ") if body.startswith("the ") else 0  # of "the Osprey cache"; no part of a name
+            article = len("the ") if body.startswith("the ") else 0  # of "the Osprey cache"
             assert spans[index].end == at
             assert spans[index].start in (start, start + article)
             stated = [value for chunk in chunks if (value := chunk.value(claim))]
