@@ -60,7 +60,7 @@ typecheck: $(VENV)/.dev  ## strict mypy over the mapped folders, tests and examp
 constraints: $(VENV)/.dev  ## rewrite constraints.txt from what is installed
 	@$(BIN)/python -m pip freeze --all --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//; s/ @ .*//' | grep -v '^pip==' | grep -E '^[A-Za-z0-9._-]+==' | LC_ALL=C sort -f > constraints.txt
 
-train: $(VENV)/.all  ## train the small model again from its seed (about an hour on 2 cores)
+train: $(VENV)/.all  ## train the small model again from its seed (97 minutes on one shared core)
 	@$(BIN)/python -m ragblame.attribution.world.training --seed 0 --out build/small-model
 
 accuracy: $(VENV)/.all  ## held-out accuracy of the shipped small model

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ragblame.attribution.methods.coalitions import membership
+from ragblame.attribution.methods.shapley import value_table
 from ragblame.errors import InputError
 
 ABLATIONS = 64  # the default of ContextCite's code; its paper (arXiv 2409.00729) draws 32 to 256
@@ -34,7 +35,7 @@ class AblationScores:
 
 def leave_one_out(values: ArrayLike) -> NDArray[np.float64]:
     """``v(all) - v(all without i)``, shape [n, ...] from [2**n, ...]: zero for each of two duplicates."""
-    table, n = _table(values)
+    table, n = value_table(values)
     full = len(table) - 1
     scores: NDArray[np.float64] = table[full] - table[full ^ (1 << np.arange(n))]
     return scores
@@ -42,7 +43,7 @@ def leave_one_out(values: ArrayLike) -> NDArray[np.float64]:
 
 def only_this_chunk(values: ArrayLike) -> NDArray[np.float64]:
     """``v(i alone) - v(none)``, shape [n, ...] from [2**n, ...]: zero where two chunks are both needed."""
-    table, n = _table(values)
+    table, n = value_table(values)
     scores: NDArray[np.float64] = table[1 << np.arange(n)] - table[0]
     return scores
 
@@ -52,7 +53,7 @@ def banzhaf(values: ArrayLike) -> NDArray[np.float64]:
 
     Every coalition counts alike (Banzhaf 1965; Wang & Jia, arXiv 2205.15466), and they sum to no total.
     """
-    table, n = _table(values)
+    table, n = value_table(values)
     if n == 0:
         return np.zeros((0, *table.shape[1:]))
     signs = np.where(membership(n), 1.0, -1.0) / (1 << (n - 1))
@@ -200,16 +201,8 @@ def _seeded(call: Callable[..., object], seed: int) -> Callable[..., object]:
     return run
 
 
-def _table(values: ArrayLike) -> tuple[NDArray[np.float64], int]:
-    table = np.asarray(values, dtype=np.float64)
-    rows = table.shape[0] if table.ndim else 0
-    if rows == 0 or rows & (rows - 1):
-        raise InputError(f"a value table has 2**n rows, one per coalition, not {rows}")
-    return table, rows.bit_length() - 1
-
-
 def _span_table(values: ArrayLike) -> tuple[NDArray[np.float64], int]:
-    table, n = _table(values)
+    table, n = value_table(values)
     if table.ndim != 1:
         raise InputError(
             f"a surrogate is fitted to one span: give a table of shape [2**n], not {table.shape}"

@@ -40,7 +40,7 @@ def exact_shapley(values: ArrayLike) -> NDArray[np.float64]:
     ``phi_i = sum over S without i of |S|! (n-|S|-1)! / n! * (v(S + i) - v(S))`` (Shapley 1953), so that
     ``sum of phi = v(all) - v(none)`` up to rounding. Raises ``InputError`` when there are not 2**n rows.
     """
-    table, n = _table(values)
+    table, n = value_table(values)
     if n == 0:
         return np.zeros((0, *table.shape[1:]))
     size = sizes(n)
@@ -56,7 +56,7 @@ def pair_terms(values: ArrayLike) -> NDArray[np.float64]:
 
     Negative: the two chunks are redundant evidence. Positive: the span needs both.
     """
-    table, n = _table(values)
+    table, n = value_table(values)
     terms = np.zeros((n, n, *table.shape[1:]))
     for i in range(n):
         for j in range(n):
@@ -159,7 +159,8 @@ def full_noise(
     return deviation
 
 
-def _table(values: ArrayLike) -> tuple[NDArray[np.float64], int]:
+def value_table(values: ArrayLike) -> tuple[NDArray[np.float64], int]:
+    """The values as float64, and the number of players. Raises ``InputError`` unless there are 2**n rows."""
     table = np.asarray(values, dtype=np.float64)
     rows = table.shape[0] if table.ndim else 0
     if rows == 0 or rows & (rows - 1):

@@ -1,7 +1,7 @@
 """Trains the small model from its seed: `python -m ragblame.attribution.world.training --seed 0 --out DIR`.
 
 It exists so that the shipped weights are no mystery: one command, scheduled by steps, resumable at any
-checkpoint with the same result, about an hour on two ordinary cores.
+checkpoint with the same result, about an hour and a half on one ordinary core.
 """
 
 import argparse
