@@ -160,6 +160,8 @@ class Alignment:
     start: int | None = None  # code points in that message's text
     end: int | None = None
     found: tuple[int, int] | None = None  # the part [start, end) of the chunk's text that stands there
+    absent: tuple[tuple[int, int], ...] = ()  # parts of the chunk's text that do not, in order
+    is_ambiguous: bool = False  # the text also stands where no chunk was placed; order decided
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

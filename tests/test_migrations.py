@@ -14,7 +14,7 @@ import pytest
 from ragblame import database, schema
 from ragblame.errors import DatabaseError, MigrationError
 
-ALL = ("0001_schema.sql", "0002_jobs.sql", "0003_share_errors.sql")
+ALL = ("0001_schema.sql", "0002_jobs.sql", "0003_share_errors.sql", "0004_alignment_parts.sql")
 
 
 def add_migrations(monkeypatch: pytest.MonkeyPatch, extra: Mapping[str, str | None]) -> None:
@@ -62,7 +62,7 @@ def test_migrator_waits_without_a_snapshot(database_url: str, monkeypatch: pytes
     add_migrations(
         monkeypatch,
         {
-            "0004_index.sql": "-- no-transaction\nSELECT pg_sleep(1);\n"
+            "9004_index.sql": "-- no-transaction\nSELECT pg_sleep(1);\n"
             "CREATE INDEX CONCURRENTLY IF NOT EXISTS document_title ON ragblame.document (title);\n"
         },
     )
@@ -70,12 +70,12 @@ def test_migrator_waits_without_a_snapshot(database_url: str, monkeypatch: pytes
         import sys
         from ragblame import database, schema
         known = schema._migration_files()
-        known["0004_index.sql"] = sys.argv[2]
+        known["9004_index.sql"] = sys.argv[2]
         schema._migration_files = lambda: known
         lines = []
         print(len(database.migrate(sys.argv[1], lines.append)), lines)
     """
-    text = schema._migration_files()["0004_index.sql"]
+    text = schema._migration_files()["9004_index.sql"]
     command = [sys.executable, "-c", textwrap.dedent(code), database_url, text]
     racing = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = sorted(process.communicate(timeout=60)[0] for process in racing)
@@ -86,11 +86,11 @@ def test_migrator_waits_without_a_snapshot(database_url: str, monkeypatch: pytes
 def test_edited_file_is_refused(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that changed after it was applied is named, and nothing else is applied."""
     first = schema._migration_files()[ALL[0]]
-    add_migrations(monkeypatch, {ALL[0]: first + "-- more", "0004_more.sql": "CREATE TABLE more ();"})
+    add_migrations(monkeypatch, {ALL[0]: first + "-- more", "9004_more.sql": "CREATE TABLE more ();"})
     with pytest.raises(MigrationError, match=r"0001_schema.sql was edited .*: restore it"):
         database.migrate(database_url)
     state = database.check_schema(database_url)
-    assert (state.edited, state.pending) == (ALL[:1], ("0004_more.sql",))
+    assert (state.edited, state.pending) == (ALL[:1], ("9004_more.sql",))
 
 
 def test_windows_line_ends_are_no_edit(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,18 +113,18 @@ def test_late_number_is_refused(database_url: str, monkeypatch: pytest.MonkeyPat
     """A file that sorts before applied ones, say from another branch, is not slipped in."""
     add_migrations(monkeypatch, {"0001_zebra.sql": "CREATE TABLE zebra ();"})
     with pytest.raises(
-        MigrationError, match=r"0001_zebra.sql would run after 0003_share_errors.sql: give it a higher"
+        MigrationError, match=r"0001_zebra.sql would run after 0004_alignment_parts.sql: give it a higher"
     ):
         database.migrate(database_url)
 
 
 def test_failing_file_leaves_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that fails half-way is undone whole; files before it stay, and a corrected one runs."""
-    good = {"0004_good.sql": "CREATE TABLE good ();"}
+    good = {"9004_good.sql": "CREATE TABLE good ();"}
     bad = "CREATE TABLE half ();\nSELECT 1/0;\nCREATE TABLE other ();"
-    add_migrations(monkeypatch, {**good, "0005_bad.sql": bad})
+    add_migrations(monkeypatch, {**good, "9005_bad.sql": bad})
     with pytest.raises(
-        MigrationError, match=r"0005_bad.sql failed \(division by zero\) and it changed nothing"
+        MigrationError, match=r"9005_bad.sql failed \(division by zero\) and it changed nothing"
     ):
         database.migrate(database_url)
     with database.connect(database_url) as conn:
@@ -132,13 +132,13 @@ def test_failing_file_leaves_nothing(database_url: str, monkeypatch: pytest.Monk
             "SELECT to_regclass('good') IS NOT NULL, to_regclass('half'), to_regclass('other')"
         )
         assert found.fetchone() == (True, None, None)
-    add_migrations(monkeypatch, {**good, "0005_bad.sql": bad.replace("1/0", "1/1")})
-    assert database.migrate(database_url) == ["0005_bad.sql"]
+    add_migrations(monkeypatch, {**good, "9005_bad.sql": bad.replace("1/0", "1/1")})
+    assert database.migrate(database_url) == ["9005_bad.sql"]
 
 
 def test_lock_is_free_after_a_failure(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed migration does not keep the next one waiting."""
-    add_migrations(monkeypatch, {"0004_bad.sql": "SELECT 1/0;"})
+    add_migrations(monkeypatch, {"9004_bad.sql": "SELECT 1/0;"})
     for _ in range(2):
         with pytest.raises(MigrationError, match="division by zero"):
             database.migrate(database_url)
@@ -148,7 +148,7 @@ def test_percent_and_semicolons_in_bodies(database_url: str, monkeypatch: pytest
     """SQL is run as written: no parameter and no splitting inside a transaction file."""
     body = "BEGIN\n RETURN format('100%% %s;\n', 1);\nEND"
     text = f"CREATE FUNCTION odd() RETURNS text LANGUAGE plpgsql AS $$ {body} $$;"
-    add_migrations(monkeypatch, {"0004_odd.sql": text})
+    add_migrations(monkeypatch, {"9004_odd.sql": text})
     database.migrate(database_url)
     with database.connect(database_url) as conn:
         assert conn.execute("SELECT odd()").fetchone() == ("100% 1;\n",)

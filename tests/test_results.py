@@ -106,7 +106,14 @@ def make_explanation(
         "fitness": Fitness(is_fit=True, answer_nats=-0.25, unigram_nats=float("-inf"), reason="Fits."),
         "alignments": (
             Alignment(
-                position=0, state=AlignmentState.PARTIAL, message=0, start=0, end=25, found=(0, 25)
+                position=0,
+                state=AlignmentState.PARTIAL,
+                message=0,
+                start=0,
+                end=25,
+                found=(0, 25),
+                absent=((7, 9), (25, 31)),
+                is_ambiguous=True,
             ),
             Alignment(position=1, state=AlignmentState.MISSING),
         ),

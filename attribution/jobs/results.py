@@ -13,7 +13,7 @@ from ragblame.attribution.jobs.stored import fitness_to_json, pack_log_probs, re
 from ragblame.attribution.jobs.triage import lock_items, renew_items
 from ragblame.errors import InputError
 from ragblame.json_values import clean_text
-from ragblame.records import Attribution, Explanation, Support, Verdict
+from ragblame.records import Alignment, Attribution, Explanation, Support, Verdict
 
 if TYPE_CHECKING:
     import psycopg
@@ -84,11 +84,9 @@ def _tables(e: Explanation) -> Iterator[tuple[str, str, list[tuple[Any, ...]]]]:
     )
     yield (
         "alignment",
-        "trace_id position state message start_at end_at found_start found_end",
-        [
-            (trace_id, a.position, a.state.value, a.message, a.start, a.end, *(a.found or (None, None)))
-            for a in e.alignments
-        ],
+        "trace_id position state message start_at end_at found_start found_end absent_starts absent_ends "
+        "is_ambiguous",
+        [_alignment_row(trace_id, a) for a in e.alignments],
     )
     yield (
         "answer_span",
@@ -147,6 +145,13 @@ def _run_row(e: Explanation) -> tuple[Any, ...]:
         scorer and scorer.is_own_model, fitness and fitness.is_fit, fitness_to_json(fitness),
         [clean_text(note) for note in e.notes],
         cost.scored_coalitions, cost.forwards, cost.backwards, cost.tokens, cost.seconds,
+    )  # fmt: skip
+
+
+def _alignment_row(trace_id: UUID, a: Alignment) -> tuple[Any, ...]:
+    return (
+        trace_id, a.position, a.state.value, a.message, a.start, a.end, *(a.found or (None, None)),
+        _array([start for start, _ in a.absent]), _array([end for _, end in a.absent]), a.is_ambiguous,
     )  # fmt: skip
 
 

@@ -86,6 +86,9 @@ _RUN_COLUMNS: Final = (
     "state error scorer revision is_own_model fitness notes "
     "scored_coalitions forwards backwards tokens seconds xmin::text"
 )
+_ALIGNMENT_COLUMNS: Final = (
+    "position state message start_at end_at found_start found_end absent_starts absent_ends is_ambiguous"
+)
 _VERDICT_COLUMNS: Final = (
     "span verdict cause basis confidence severity explanation fix evidence other_causes reliance_measurable "
     "thresholds_version"
@@ -153,10 +156,21 @@ def _read_parts(rows: Rows, with_heats: bool) -> dict[str, Any]:
                 start=start,
                 end=end,
                 found=None if found_start is None else (found_start, found_end),
+                absent=tuple(zip(absent_starts, absent_ends, strict=True)),
+                is_ambiguous=is_ambiguous,
             )
-            for position, state, message, start, end, found_start, found_end in rows(
-                "alignment", "position state message start_at end_at found_start found_end", "position"
-            )
+            for (
+                position,
+                state,
+                message,
+                start,
+                end,
+                found_start,
+                found_end,
+                absent_starts,
+                absent_ends,
+                is_ambiguous,
+            ) in rows("alignment", _ALIGNMENT_COLUMNS, "position")
         ),
         "spans": tuple(
             Span(
