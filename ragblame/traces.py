@@ -4,12 +4,10 @@ Writing is exactly once by trace id: the recorder, the spool's replay and an imp
 trace, and its chunks and its attribution job appear only with the row that was really new.
 """
 
-import hashlib
-import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -18,11 +16,14 @@ from ragblame.errors import DatabaseError, InputError
 from ragblame.json_values import clean_text
 from ragblame.records import Chunk, Message, Trace, TraceStatus
 from ragblame.trace_json import clean_trace, trace_from_json, trace_to_json
+from ragblame.trace_rows import QUEUE, TASK, insert_new
 
 if TYPE_CHECKING:
     import psycopg
 
 __all__ = [
+    "QUEUE",
+    "TASK",
     "clean_text",
     "clean_trace",
     "new_trace_id",
@@ -32,29 +33,8 @@ __all__ = [
     "write_traces",
 ]
 
-QUEUE: Final = "attribution"
-TASK: Final = "attribute"
+_ATTEMPTS: Final = 3  # when another writer stores the same trace between our look and our COPY
 
-_INSERT_TRACE = """
-INSERT INTO ragblame.trace (id, app, question, query, prompt, answer, generated, model, provider, status,
-    error, started_at, duration_ms, session_id, root_run_id, origin, partial_tree, tags, metadata, truncated)
-VALUES (%s, %s, %s, %s, %s::jsonb, %s, %s, %s, %s, %s,
-    %s, %s, %s, %s, %s, %s, %s, %s::text[], %s::jsonb, %s::jsonb)
-ON CONFLICT DO NOTHING RETURNING id
-"""
-_INSERT_TEXT = "INSERT INTO ragblame.chunk_text (sha256, text) VALUES (%s, %s) ON CONFLICT DO NOTHING"
-_INSERT_CHUNK = """
-INSERT INTO ragblame.trace_chunk (trace_id, position, sha256, source_table, source_id, rank, score,
-    score_name, retriever_run, truncated_from, metadata)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb)
-"""
-# procrastinate's own function, called as text: a capturing process never imports procrastinate (0.4 s).
-# Fields: queue, task, priority, lock, queueing_lock, args, scheduled_at. tests/test_traces.py pins the name.
-_DEFER = f"""
-SELECT procrastinate_defer_jobs_v1(array_agg(
-    ROW('{QUEUE}', '{TASK}', 0, NULL, '{TASK}-' || id, jsonb_build_object('trace_id', id::text), NULL)
-    ::procrastinate_job_to_defer_v1 ORDER BY id)) FROM unnest(%s::uuid[]) AS id
-"""
 _READ_TRACE = """
 SELECT id, app, question, query, prompt, answer, generated, model, provider, status, error, started_at,
     duration_ms, session_id, root_run_id, origin, partial_tree, tags, metadata, truncated
@@ -100,20 +80,10 @@ def write_traces(conn: "psycopg.Connection[Any]", traces: Sequence[Trace], *, en
 
     if not traces:
         return 0
-    # Sorted: two writers that meet over the same ids or texts wait for each other instead of deadlocking.
-    clean = sorted((clean_trace(trace) for trace in traces), key=lambda trace: trace.id)
+    clean = [clean_trace(trace) for trace in traces]
     try:
         _require_schema(conn, enqueue=enqueue)
-        with conn.transaction(), conn.cursor() as cursor:
-            cursor.executemany(_INSERT_TRACE, [_trace_row(trace) for trace in clean], returning=True)
-            new: dict[UUID, Trace] = {}
-            for trace in clean:  # one result set each; empty where the id was known
-                if cursor.fetchone() is not None:
-                    new[trace.id] = trace
-                cursor.nextset()
-            _insert_chunks(cursor, new)
-            if enqueue and new:
-                _defer_jobs(conn, list(new))
+        return _insert_once(conn, clean, enqueue=enqueue)
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
         raise DatabaseError(
             f"the database's schema does not fit this version ({_first_line(error)}); run `ragblame migrate`"
@@ -126,7 +96,6 @@ def write_traces(conn: "psycopg.Connection[Any]", traces: Sequence[Trace], *, en
         raise DatabaseError(
             f"traces could not be written: {_first_line(error)}; run `ragblame doctor` to see what is wrong"
         ) from error
-    return len(new)
 
 
 def read_trace(conn: "psycopg.Connection[Any]", trace_id: UUID) -> Trace:
@@ -177,43 +146,20 @@ def read_trace(conn: "psycopg.Connection[Any]", trace_id: UUID) -> Trace:
     )
 
 
-def _trace_row(trace: Trace) -> tuple[Any, ...]:
-    prompt = [{"role": message.role, "text": message.text} for message in trace.prompt]
-    return (
-        trace.id, trace.app, trace.question, trace.query, _dumps(prompt), trace.answer, trace.generated,
-        trace.model, trace.provider, trace.status.value, trace.error, trace.started_at, trace.duration_ms,
-        trace.session_id, trace.root_run_id, trace.origin, trace.partial_tree, list(trace.tags),
-        _dumps(trace.metadata), _dumps(trace.truncated),
-    )  # fmt: skip
-
-
-def _insert_chunks(cursor: "psycopg.Cursor[Any]", new: Mapping[UUID, Trace]) -> None:
-    texts: dict[bytes, str] = {}
-    rows = []
-    for trace in new.values():
-        for chunk in trace.chunks:
-            digest = hashlib.sha256(chunk.text.encode()).digest()
-            texts[digest] = chunk.text
-            rows.append(
-                (trace.id, chunk.position, digest, chunk.source_table, chunk.source_id, chunk.rank,
-                 chunk.score, chunk.score_name, chunk.retriever_run, chunk.truncated_from,
-                 _dumps(chunk.metadata))
-            )  # fmt: skip
-    if rows:
-        cursor.executemany(_INSERT_TEXT, sorted(texts.items()))
-        cursor.executemany(_INSERT_CHUNK, rows)
-
-
-def _defer_jobs(conn: "psycopg.Connection[Any]", ids: Sequence[UUID]) -> None:
+def _insert_once(conn: "psycopg.Connection[Any]", traces: Sequence[Trace], *, enqueue: bool) -> int:
+    """Insert what is new; where another writer stores the same trace at this moment, look again."""
     from psycopg.errors import UniqueViolation
 
-    try:
-        with conn.transaction():  # a savepoint: a job that waits already must not abort the traces
-            conn.execute(_DEFER, (list(ids),))
-    except UniqueViolation:
-        if len(ids) > 1:
-            for trace_id in ids:
-                _defer_jobs(conn, (trace_id,))
+    for _ in range(_ATTEMPTS):
+        try:
+            with conn.transaction():
+                return insert_new(conn, traces, enqueue=enqueue)
+        except UniqueViolation as error:
+            if (error.diag.table_name or "").startswith("trace_chunk"):
+                raise  # rows without their trace: looking again would not help
+    raise DatabaseError(
+        "another writer stores the same traces in a transaction we cannot see: write them again later"
+    )
 
 
 def _require_schema(conn: "psycopg.Connection[Any]", *, enqueue: bool) -> None:
@@ -229,10 +175,6 @@ def _require_schema(conn: "psycopg.Connection[Any]", *, enqueue: bool) -> None:
         raise DatabaseError("the database has no ragblame schema yet: run `ragblame migrate`")
     if 2 in missing:
         raise DatabaseError("the database has no job queue (schema jobs) on its path: run `ragblame migrate`")
-
-
-def _dumps(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _first_line(error: Exception) -> str:

@@ -299,6 +299,50 @@ def test_writers_over_the_same_texts_do_not_deadlock(database_url: str) -> None:
         assert count(conn, "trace") == 80
 
 
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_writers_of_the_same_trace_store_it_once(database_url: str, is_committed: bool) -> None:
+    """Two replays of one file meet: the second waits for the first, and writes only if that was undone."""
+    traces = [make_trace() for _ in range(5)]
+    written: list[int] = []
+    with database.connect(database_url) as first, database.connect(database_url) as second:
+
+        def replay() -> None:
+            written.append(write_traces(second, traces[::-1]))
+            second.commit()
+
+        assert write_traces(first, traces) == 5
+        other = threading.Thread(target=replay)
+        other.start()
+        with database.connect(database_url, autocommit=True) as watch:
+            while not count(watch, "pg_locks WHERE NOT granted"):
+                assert other.is_alive(), "it did not wait"
+        first.commit() if is_committed else first.rollback()
+        other.join(30)
+        assert written == [0 if is_committed else 5]
+        assert count(first, "trace") == count(first, "trace_chunk") == count(first, "procrastinate_jobs") == 5
+
+
+def test_a_frozen_snapshot_is_told_to_come_back(database_url: str) -> None:
+    """A transaction that cannot see the other writer's rows fails as an outage, never as a bad trace."""
+    trace = make_trace()
+    with database.connect(database_url) as old, database.connect(database_url) as other:
+        old.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        old.execute("SELECT 1")
+        write_traces(other, [trace])
+        other.commit()
+        with pytest.raises(DatabaseError, match="another writer"):
+            write_traces(old, [trace])
+
+
+def test_a_text_that_was_cleared_away_comes_back(connection: psycopg.Connection[Any]) -> None:
+    """Which texts the server has is asked each time, never remembered: a deleted one is stored again."""
+    first, second = make_trace(), make_trace()
+    write_traces(connection, [first])
+    connection.execute("DELETE FROM chunk_text")
+    write_traces(connection, [second])
+    assert read_trace(connection, second.id).chunks == clean_trace(second).chunks
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
