@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from ragblame.attribution.alignment import align_chunks
 from ragblame.attribution.inputs import ChunkInput, PromptInput, trace_of
+from ragblame.attribution.repetitions import repetitions
 from ragblame.attribution.spans import segment
 from ragblame.attribution.verdicts.causes import judge
 from ragblame.attribution.verdicts.normalise import words
+from ragblame.attribution.verdicts.reading import settle
 from ragblame.attribution.verdicts.support import Finding, examine
 from ragblame.attribution.verdicts.table import Influence, asks_counterfactual, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT, Thresholds
@@ -29,7 +31,6 @@ from ragblame.records import (
     Method,
     ScorerRef,
     Span,
-    SpanKind,
     SupportState,
     TokenHeat,
     Trace,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 MAX_HEAT_SPANS = 64  # spans that get token heat and attention shares: each one costs a backward pass
 SPANS_AT_ONCE = 16  # of them, between two looks at should_abort
 
-REPEATABLE = (SpanKind.NUMBER, SpanKind.DATE, SpanKind.NAME, SpanKind.QUOTE)  # values, not wordings
 
 Progress = Callable[[str, float], None]  # name of the step, part of it done in [0, 1]
 
@@ -193,6 +193,10 @@ class _Run:
         )
         measured = self._measure(alignments, spans, findings)
         self._look("verdict", 0.0)
+        findings = tuple(
+            settle(finding, measured.influences.get(span.index), self.thresholds)
+            for span, finding in zip(spans, findings, strict=True)
+        )
         verdicts = []
         for span, finding in zip(spans, findings, strict=True):
             influence = measured.influences.get(span.index)
@@ -377,23 +381,6 @@ class _Run:
                         measured.heats.extend(result.heats)
             except ModelError as error:
                 measured.notes.append(f"No {name}: {error}")
-
-
-def repetitions(answer: str, spans: Sequence[Span]) -> dict[int, int]:
-    """Spans that only repeat an earlier value of the answer, each with the span of its first mention.
-
-    A model copies what it has just written, so the second mention shows no reliance on the documents (prefix
-    leakage); what it depends on is what the first one depended on.
-    """
-    seen: dict[str, int] = {}
-    found = {}
-    for span in spans:
-        if span.kind in REPEATABLE:
-            text = " ".join(answer[span.start : span.end].split()).casefold()
-            first = seen.setdefault(text, span.index)
-            if first != span.index:
-                found[span.index] = first
-    return found
 
 
 def _ends(layout: "Layout", table: CoalitionValues | None) -> tuple[Sequence[float], Sequence[float]] | None:

@@ -252,7 +252,7 @@ class TransformersScorer:
         """
         first = min(starts) - 1
         kept = input_ids.shape[1] - first
-        with self._float32_head():
+        with self.float32_head():
             if "logits_to_keep" in self.accepts:
                 extra["logits_to_keep"] = kept
             output = self.model(input_ids=input_ids, **{"use_cache": False, **extra})
@@ -272,7 +272,7 @@ class TransformersScorer:
             )
 
     @contextmanager
-    def _float32_head(self) -> Iterator[None]:
+    def float32_head(self) -> Iterator[None]:
         """Have the output head of a half-precision model compute in float32."""
         get_head: Callable[[], nn.Module | None] = self.model.get_output_embeddings
         head = get_head()

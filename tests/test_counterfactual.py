@@ -3,10 +3,10 @@
 import pytest
 
 from ragblame.attribution.alignment import align_chunks
-from ragblame.attribution.debugger import Debugger, repetitions
+from ragblame.attribution.debugger import Debugger
 from ragblame.attribution.inputs import trace_of
 from ragblame.attribution.layout import build_layout
-from ragblame.attribution.methods.counterfactual import Probe, follow, is_alike
+from ragblame.attribution.methods.counterfactual import FOILS, Probe, follow, is_alike
 from ragblame.attribution.spans import split_spans
 from ragblame.attribution.verdicts.table import Influence, asks_counterfactual, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT
@@ -60,7 +60,7 @@ def test_a_model_that_reads_the_chunk_would_write_the_foil_once_the_chunk_says_i
     assert here is not None
     assert here > 5
     assert elsewhere is None  # that chunk does not hold the value, so there is nothing to replace
-    assert scorer.cost.scored_coalitions == before + 2
+    assert scorer.cost.scored_coalitions == before + len(FOILS)
 
 
 def test_it_is_asked_only_where_deletion_cannot_tell_reading_from_knowing() -> None:
@@ -87,14 +87,3 @@ def test_following_the_chunk_makes_a_known_value_grounded_in_it(
     decision = decide(ENTAILED, influence, DEFAULT)
     assert (decision.verdict, decision.used) == (verdict, used)
     assert decision.is_measurable == (follow is not None)
-
-
-def test_a_value_given_twice_is_judged_by_its_first_mention() -> None:
-    """Values only, and only equal ones: a clause that comes again is another claim."""
-    answer = "The port is 2959. The owner is Ada Berg. Once more, 2959. As ada berg says, the port is 2960."
-    spans = split_spans(answer)
-    texts = {span.index: answer[span.start : span.end] for span in spans}
-    found = {texts[again].casefold(): texts[first] for again, first in repetitions(answer, spans).items()}
-    assert found["2959"] == "2959"
-    assert "2960" not in found
-    assert all(again > first for again, first in repetitions(answer, spans).items())

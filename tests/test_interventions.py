@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -49,7 +50,8 @@ def majority(item: Item) -> str | None:
 
 def label(item: Item, reader: Callable[[Item], str]) -> tuple[int, ...]:
     """Run ``observe`` on one item with a rule-driven reader in the place of the model."""
-    by_prompt = {item.prompt: item}
+    without = replace(item, chunks=())
+    by_prompt = {item.prompt: item, without.prompt: without}
     for swap in swaps(item, seed=3):
         changed = Item(
             cell=item.cell,
@@ -203,6 +205,22 @@ def test_a_model_that_never_follows_is_labelled_memory_whatever_the_design_says(
     assert label(item, Reader(lambda _: RECALLED)) == ()
 
 
+@pytest.mark.parametrize("number", range(12))
+def test_a_value_that_no_chunk_states_and_memory_gives_is_memorys(number: int) -> None:
+    """A stubborn reader says what it knows against this chunk, and would have believed another one."""
+    item = draw_item(Cell.MEMORY_WINS, number, seed=5)
+    stated = item.chunks[item.gold[0]].value(item.claim)
+
+    def stubborn(changed: Item) -> str | None:
+        values = [value for chunk in changed.chunks if (value := chunk.value(changed.claim))]
+        return RECALLED if not values or values == [stated] else values[0]
+
+    assert label(item, Reader(stubborn)) == ()
+    assert label(item, Reader(lambda changed: "garbled" if not changed.chunks else stubborn(changed))) == (
+        item.gold
+    )
+
+
 def test_behaviour_that_follows_nothing_yet_moves_gives_no_label() -> None:
     """An answer that changes to a third value says only that something happened."""
     item = draw_item(Cell.SINGLE, 1, seed=5)
@@ -225,3 +243,33 @@ def test_an_edit_for_the_flip_test_changes_one_chunk_and_keeps_the_question() ->
             position
         ]
         assert changed.prompt == prompt_text(changed.chunks, item.question.text)
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_only_chunks_that_say_the_given_value_can_be_its_cause(number: int) -> None:
+    """That the answer would also follow the other chunk, had it said something new, is no origin."""
+    item = draw_item(Cell.CONFLICT, number, seed=5)
+    values = [item.chunks[index].value(item.claim) for index in item.gold]
+
+    def fickle(changed: Item) -> str | None:
+        if not changed.chunks:
+            return RECALLED
+        """Says the first chunk's value, yet follows the second one as soon as that says something new."""
+        first, second = (changed.chunks[index].value(changed.claim) for index in item.gold)
+        return second if second != values[1] else first
+
+    assert label(item, Reader(fickle)) == item.gold[:1]
+
+
+def test_an_answer_that_goes_over_to_the_rival_shows_who_was_read() -> None:
+    """When the read chunk changes and the answer then gives the other one's value, the read one was the
+    cause."""
+    item = draw_item(Cell.CONFLICT, 2, seed=5)
+    first, second = (item.chunks[index].value(item.claim) for index in item.gold)
+
+    def wavering(changed: Item) -> str | None:
+        if not changed.chunks:
+            return RECALLED
+        return first if changed.chunks[item.gold[0]].value(changed.claim) == first else second
+
+    assert label(item, Reader(wavering)) == item.gold[:1]

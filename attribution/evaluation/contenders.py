@@ -37,15 +37,14 @@ def contenders(
     spans: Sequence[Span],
     *,
     seed: int,
+    with_models: bool,
     is_slow: bool,
 ) -> dict[str, NDArray[np.float64]]:
     """Scores of every method by chunk position, higher: the claim needs the chunk more; by the method's name.
 
-    ``is_slow``: captum's own methods too, which run a forward per answer token and more.
+    ``with_models``: gradients and attention too, which ask the model again. ``is_slow``: captum's own methods
+    beside them, which run a forward per answer token and more.
     """
-    layout = build_layout(
-        explanation.trace, align_chunks(explanation.trace.chunks, explanation.trace.prompt), scorer.tokenizer
-    )
     number = seed + observation.item.number
     found = {
         one.name: one.scores
@@ -53,13 +52,8 @@ def contenders(
             observation.values, tokens=observation.tokens, kernel_budget=KERNEL_BUDGET, seed=number
         )
     }
-    measured: list[ModelScores] = [
-        *gradient_baselines(scorer, layout, spans),
-        *attention_baselines(scorer, layout, spans),
-    ]
-    if is_slow:
-        measured += _captum(scorer, layout, spans)
-    found |= {one.name: one.scores.sum(axis=0) for one in measured}
+    if with_models:
+        found |= {one.name: one.scores.sum(axis=0) for one in _measured(scorer, explanation, spans, is_slow)}
     item, behaviour = observation.item, observation.behaviour
     found |= text_baselines(
         question=item.question.text,
@@ -69,6 +63,15 @@ def contenders(
         seed=number,
     )
     return found
+
+
+def _measured(
+    scorer: TransformersScorer, explanation: Explanation, spans: Sequence[Span], is_slow: bool
+) -> list[ModelScores]:
+    trace = explanation.trace
+    layout = build_layout(trace, align_chunks(trace.chunks, trace.prompt), scorer.tokenizer)
+    measured = [*gradient_baselines(scorer, layout, spans), *attention_baselines(scorer, layout, spans)]
+    return [*measured, *_captum(scorer, layout, spans)] if is_slow else measured
 
 
 def _captum(scorer: TransformersScorer, layout: Layout, spans: Sequence[Span]) -> list[ModelScores]:

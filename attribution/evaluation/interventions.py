@@ -4,7 +4,10 @@ follows.
 It exists because an attribution score must not be judged by another score. For every item the model answers
 greedily; then the asked value is swapped in one chunk at a time, and jointly in every group of chunks that
 state the same value (SCIENCE 9.1). The cause is the smallest set whose swap makes the answer follow; memory
-is the cause when none does.
+is the cause when none does. Where chunks state the very value that was given, only they can be its cause:
+that the answer would also follow another chunk, had that one said something else, is no origin of this value.
+For the same reason a value that no chunk states, and that the answer without any chunk gives too, is
+memory's.
 """
 
 import random
@@ -36,6 +39,7 @@ class Swap:
     positions: tuple[int, ...]
     chunks: tuple[Chunk, ...]  # the whole context after the change
     follows: frozenset[str]  # values that an answer following the change gives
+    before: frozenset[str]  # what an answer read from these chunks gave before the change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +99,15 @@ def swaps(item: Item, *, seed: int) -> list[Swap]:
         chunks = list(item.chunks)
         for index in positions:
             chunks[index] = swapped(chunks[index], claim.attribute, new)
+        rivals = [chunk.value(claim) for index, chunk in enumerate(item.chunks) if index not in positions]
+        said = [new, *(value for value in rivals if value is not None and value != stated[positions[0]])]
         found.append(
-            Swap(positions=positions, chunks=tuple(chunks), follows=frozenset((new, distort(claim, new))))
+            Swap(
+                positions=positions,
+                chunks=tuple(chunks),
+                follows=frozenset(value for one in said for value in (one, distort(claim, one))),
+                before=frozenset((stated[positions[0]], distort(claim, stated[positions[0]]))),
+            )
         )
     return [*found, *_bridge_swaps(item, stated)]
 
@@ -116,7 +127,12 @@ def _bridge_swaps(item: Item, stated: dict[int, str]) -> list[Swap]:
         chunks[bridge] = swapped(chunks[bridge], FALLBACK, choice.entity.as_value)
         value = stated[others[0]]
         follows = frozenset((value, distort(Claim(choice.entity, item.claim.attribute), value)))
-        found.append(Swap(positions=(bridge,), chunks=tuple(chunks), follows=follows))
+        # A bridge leads to the value whichever it is, so it is a candidate for any.
+        found.append(
+            Swap(
+                positions=(bridge,), chunks=tuple(chunks), follows=follows, before=frozenset(stated.values())
+            )
+        )
     return found
 
 
@@ -130,17 +146,24 @@ def observe(items: Sequence[Item], generate: Generate, *, seed: int) -> list[Beh
         for swap in done
     ]
     again = iter(generate(prompts))
+    alone = generate([replace(item, chunks=()).prompt for item in items])
     return [
-        _label(item, answer, [(swap, next(again)) for swap in done])
-        for item, answer, done in zip(items, answers, planned, strict=True)
+        _label(item, answer, [(swap, next(again)) for swap in done], by_heart)
+        for item, answer, done, by_heart in zip(items, answers, planned, alone, strict=True)
     ]
 
 
-def _label(item: Item, answer: str, outcomes: Sequence[tuple[Swap, str]]) -> Behaviour:
+def _label(item: Item, answer: str, outcomes: Sequence[tuple[Swap, str]], by_heart: str) -> Behaviour:
+    """``outcomes``: what was answered after each swap; ``by_heart``: what is answered without any chunk."""
     last = _final(item, answer)
     value = last.value if last else None
     sufficient, is_moved = [], False
-    for swap, other in outcomes:
+    candidates = [one for one in outcomes if value in one[0].before]
+    if not candidates and final_value(item, by_heart) != value:
+        candidates = list(
+            outcomes
+        )  # a slip of the pen: nobody says just this, yet some chunk may be its source
+    for swap, other in candidates:
         final = _final(item, other)
         if final is not None and final.value == value:
             continue

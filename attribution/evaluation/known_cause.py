@@ -65,7 +65,12 @@ def evaluate(
     rows: dict[str, list[Observation]] = {}
     for folder in models:
         observed = study(
-            folder, seed=seed, count=count, with_captum=not rows and not is_quick, progress=report
+            folder,
+            seed=seed,
+            count=count,
+            with_captum=not rows and not is_quick,
+            with_models=not rows,  # the methods are compared on the first model alone
+            progress=report,
         )
         rows[observed[0].model] = observed
     first = next(iter(rows.values()))

@@ -40,13 +40,15 @@ def study(
     count: int,
     cells: Sequence[Cell] = tuple(Cell),
     with_captum: bool = True,
+    with_models: bool = True,
     processes: int | None = None,
     progress: Progress = lambda what, part: None,
 ) -> list[Observation]:
     """Observe ``count`` items of every cell under one model.
 
     ``folder``: of a training run, None for the shipped model. ``with_captum``: captum's own methods too, on
-    one item in ``CAPTUM_EVERY``. ``processes``: None for one a core.
+    one item in ``CAPTUM_EVERY``. ``with_models``: the other methods that ask the model (gradients, attention)
+    too, about half of the time. ``processes``: None for one a core.
     """
     name = model_name(folder)
     blocks = [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
@@ -54,13 +56,15 @@ def study(
     workers = min(processes or os.cpu_count() or 1, len(blocks))
     if workers == 1:
         for done, block in enumerate(blocks, start=1):
-            found += _observe_block(folder, name, seed, tuple(block), tuple(cells), with_captum)
+            found += _observe_block(folder, name, seed, tuple(block), tuple(cells), with_captum, with_models)
             progress(f"model {name}", done / len(blocks))
     else:
         # Not forked: torch's threads do not survive a fork.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             tasks = [
-                pool.submit(_observe_block, folder, name, seed, tuple(block), tuple(cells), with_captum)
+                pool.submit(
+                    _observe_block, folder, name, seed, tuple(block), tuple(cells), with_captum, with_models
+                )
                 for block in blocks
             ]
             for done, task in enumerate(as_completed(tasks), start=1):
@@ -86,6 +90,7 @@ def _observe_block(
     numbers: Sequence[int],
     cells: Sequence[Cell],
     with_captum: bool,
+    with_models: bool,
 ) -> list[Observation]:
     """The unit of work of one process: all cells of these numbers."""
     import torch
@@ -104,7 +109,7 @@ def _observe_block(
     items = [draw_item(cell, number, seed=seed) for cell in cells for number in numbers]
     behaviours = observe(items, write, seed=seed)
     found: list[Observation] = [
-        _explain(debugger, name, item, behaviour, seed, with_captum)
+        _explain(debugger, name, item, behaviour, seed, with_captum, with_models)
         for item, behaviour in zip(items, behaviours, strict=True)
         if behaviour.is_labelled
     ]
@@ -140,7 +145,13 @@ def _unlabelled(name: str, item: Item, behaviour: Behaviour) -> Observation:
 
 
 def _explain(
-    debugger: "Debugger", name: str, item: Item, behaviour: Behaviour, seed: int, with_captum: bool
+    debugger: "Debugger",
+    name: str,
+    item: Item,
+    behaviour: Behaviour,
+    seed: int,
+    with_captum: bool,
+    with_models: bool,
 ) -> Observation:
     explanation = debugger.explain(
         question=item.question.text, chunks=[chunk.text for chunk in item.chunks], answer=behaviour.answer
@@ -171,7 +182,13 @@ def _explain(
     assert debugger.scorer is not None
     observation.others.update(
         contenders(
-            debugger.scorer, explanation, observation, claim_spans(behaviour), seed=seed, is_slow=is_slow
+            debugger.scorer,
+            explanation,
+            observation,
+            claim_spans(behaviour),
+            seed=seed,
+            with_models=with_models,
+            is_slow=is_slow,
         )
     )
     return observation
@@ -225,22 +242,26 @@ def _judged(explanation: Explanation, bounds: tuple[int, int]) -> Judged:
 def _flipped(
     found: Sequence[Observation], write: Callable[[Sequence[str]], list[str]], seed: int
 ) -> Iterator[Observation]:
-    """The flip test (SCIENCE 7.5): edit the top chunk, edit another one, and see whether the value stays."""
+    """The flip test (SCIENCE 7.5): edit the top chunk, edit another one, and see whether the value stays.
+
+    The other one is drawn among the chunks that are no cause by behaviour: of two hops both are, and a cause
+    that is edited must change the answer.
+    """
     rng = np.random.default_rng(seed)
-    planned: list[tuple[Observation, tuple[Item, ...]]] = []
+    planned: list[tuple[Observation, list[int]]] = []
     for one in found:
-        order = np.argsort(-one.shares)
-        pair: tuple[Item, ...] = ()
-        if one.behaviour.is_used and len(order) > 1:
-            other = int(rng.choice(order[1:]))
-            pair = (edited(one.item, int(order[0]), seed=seed), edited(one.item, other, seed=seed))
-        planned.append((one, pair))
-    answers = iter(write([item.prompt for _, pair in planned for item in pair]))
-    for one, pair in planned:
-        if not pair:
-            yield one
-            continue
-        top, other_value = (final_value(item, next(answers)) for item in pair)
+        chosen: list[int] = []
+        if one.behaviour.is_used:
+            chosen = [int(np.argmax(one.shares))]
+            rest = sorted(set(range(len(one.shares))) - {*chosen, *one.causes})
+            chosen += [int(rng.choice(rest))] if rest else []
+        planned.append((one, chosen))
+    prompts = [edited(one.item, place, seed=seed).prompt for one, chosen in planned for place in chosen]
+    answers = iter(write(prompts))
+    for one, chosen in planned:
+        flips = [final_value(one.item, next(answers)) != one.behaviour.value for _ in chosen]
         yield replace(
-            one, flips_top=top != one.behaviour.value, flips_other=other_value != one.behaviour.value
+            one,
+            flips_top=flips[0] if flips else None,
+            flips_other=flips[1] if len(flips) > 1 else None,
         )

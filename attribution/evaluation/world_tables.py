@@ -161,7 +161,8 @@ def right_chunk(rows: Sequence[Observation], *, seed: int) -> Findings:
     for cell in Cell:
         these = labelled(kept, cell)
         pair = mean(these, both, seed=seed) if cell in PAIRED else None
-        by_cell.append((cell.value, mean(these, top, seed=seed), pair))
+        designed = [one for one in these if is_as_designed(one)]
+        by_cell.append((cell.value, mean(these, top, seed=seed), mean(designed, top, seed=seed), pair))
     single = mean(labelled(kept, *SINGLE_SUPPORT), top, seed=seed)
     trap = mean(labelled(kept, *TRAP_AND_CONFLICT), top, seed=seed)
     pairs = mean(labelled(kept, *PAIRED), both, seed=seed)
@@ -182,7 +183,7 @@ def right_chunk(rows: Sequence[Observation], *, seed: int) -> Findings:
         tables=[
             Table(
                 title="Right chunk: exact Shapley's top chunk is a cause",
-                columns=("cell", "top-1", "both found"),
+                columns=("cell", "top-1", "top-1, items as designed", "both found"),
                 rows=tuple(by_cell),
                 note="Only items whose value came from the chunks. In cell 7 memory would have "
                 "said it too, so "
@@ -344,15 +345,26 @@ def repetitions(rows: Sequence[Observation], *, seed: int) -> Findings:
 def flips(rows: Sequence[Observation], *, seed: int) -> Findings:
     """The test a sceptic believes: edit the top chunk's value and see whether the answer changes."""
     kept = [one for one in labelled(rows) if one.item.cell not in REDUNDANT and one.flips_top is not None]
-    top = mean(kept, lambda one: float(bool(one.flips_top)), seed=seed)
-    other = mean(kept, lambda one: float(bool(one.flips_other)), seed=seed)
+
+    def flipped(these: Sequence[Observation]) -> tuple[Estimate, Estimate]:
+        return (
+            mean(these, lambda one: _part(one.flips_top), seed=seed),
+            mean(these, lambda one: _part(one.flips_other), seed=seed),
+        )
+
+    top, other = flipped(kept)
+    cells = [(cell, labelled(kept, cell)) for cell in Cell]
     return Findings(
         tables=[
             Table(
                 title="Flip test: the answer changes when a chunk's value is edited",
-                columns=("edited chunk", "answer changes"),
-                rows=(("largest share", top), ("another one, at random", other)),
-                note="Cells without redundant evidence, values that came from the chunks.",
+                columns=("cell", "the chunk of the largest share", "another one, at random"),
+                rows=(
+                    ("all of these", top, other),
+                    *((cell.value, *flipped(these)) for cell, these in cells if these),
+                ),
+                note="Cells without redundant evidence, values that came from the chunks. The other chunk is "
+                "none of the causes by behaviour.",
             )
         ],
         bars=[
@@ -360,6 +372,10 @@ def flips(rows: Sequence[Observation], *, seed: int) -> Findings:
             Bar.of("editing another chunk flips the answer", other, "<=", 0.05),
         ],
     )
+
+
+def _part(value: bool | None) -> float:
+    return float("nan") if value is None else float(value)
 
 
 def copies_share_alike(rows: Sequence[Observation], *, seed: int) -> Findings:

@@ -50,7 +50,7 @@ class Finding:
 
     support: Support
     conflicts: tuple[tuple[int, str], ...] = ()  # further chunk in the prompt, the other value it states
-    borrowed_from: tuple[int, ...] = ()  # chunks where the value stands with another subject
+    borrowed_from: tuple[int, ...] = ()  # chunks where the value stands with another subject only
     dropped: tuple[int, ...] = ()  # chunks outside the prompt that say it, or state what it should be
 
 
@@ -189,7 +189,8 @@ class _Checker:
         if hits:
             hit = max(hits, key=lambda hit: hit.score)
             rule = f"{noun} stands without its subject"
-            return Finding(support=_support(claim, SupportState.UNCLEAR, rule, hit.sentence))
+            support = _support(claim, SupportState.UNCLEAR, rule, hit.sentence)
+            return Finding(support=support, borrowed_from=() if own else borrowed)
         return self._check_unmatched(claim, noun)
 
     def _entailed(
