@@ -105,8 +105,16 @@ define evaluate
 @echo "written: $(PAGE), and pages in $(OUT)"
 endef
 
-bench-capture: $(VENV)/.dev  ## what the callback adds to a chain, beside a no-op handler and a no-op tracer
-	@$(BIN)/python benchmarks/capture_overhead.py --write
+# The other tracers live in an environment of their own: no user of ours needs them, and torch is not needed here.
+BENCH := build/bench-capture
+
+$(BENCH)/.peers: benchmarks/capture_peers.txt constraints.txt pyproject.toml
+	@$(PYTHON) -m venv $(BENCH) >/dev/null 2>&1 || { rm -rf $(BENCH); $(PYTHON) -m venv --without-pip $(BENCH) && $(PYTHON) -m pip --python $(BENCH)/bin/python install -q pip; }
+	@$(BENCH)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e . -r benchmarks/capture_peers.txt
+	@touch $@
+
+bench-capture: $(BENCH)/.peers  ## what the callback adds to a chain, beside LangSmith, Langfuse, OpenInference (5 minutes)
+	@$(BENCH)/bin/python benchmarks/capture_overhead.py --write
 
 bench-attribution: $(VENV)/.dev  ## what attributing one answer costs, beside captum on the same work
 	@$(BIN)/python benchmarks/attribution_cost.py --write

@@ -1,120 +1,302 @@
-"""What the callback adds to one run of a retrieval chain, beside a handler and a tracer that do nothing.
+"""What a tracer adds to one run of a retrieval chain: ours beside LangSmith, Langfuse and OpenInference.
 
-CPU seconds of the whole process (our writer thread included, PostgreSQL replaced by a counting sink, so that
-only capture is compared), on LangChain own parts: a retriever, a prompt, a fake chat model, a parser.
-Run: python benchmarks/capture_overhead.py [--json]
+Every tracer has a process of its own, in turn with the others, and times the chain without and with itself
+right after each other; the difference is its cost. CPU seconds are the whole process's, so a tracer's
+background threads are on its bill; wall time ends when the chain has answered. Before anything is timed, each
+tracer must have recorded the question, all chunks, the prompt and the answer, in every mode.
+Run: make bench-capture, which brings the peers, or python benchmarks/capture_overhead.py [--quick] [--json]
+[--write] with those that are installed.
 """
 
+import asyncio
+import gc
+import logging
+import math
+import multiprocessing
+import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any, Final
 
-from evidence import bar, interleaved, report, spread
-from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.documents import Document
-from langchain_core.language_models import FakeListChatModel
-from langchain_core.output_parsers import StrOutputParser
-from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
-from langchain_core.tracers import BaseTracer
-from langchain_core.tracers.schemas import Run
+from capture_chain import ANSWER, CHUNKS, QUESTION, RUNS, RunCounter, make_chain
+from capture_contenders import CONTENDERS, PACKAGES, PEERS, Cut
+from evidence import bar, report, spread
 
-from ragblame.plugin.handler import BlameHandler
-from ragblame.plugin.recorder import flush
+from ragblame.attribution.evaluation.evidence import Bar
 
-RUNS = 50  # chain runs per timing
-REPEATS = 15
-CHUNKS = 8
-CHUNK_TEXT = "The port of the Kestrel gateway is 2959. It runs in Oslo. " * 10
-
-
-class FixedRetriever(BaseRetriever):
-    """Returns the same eight chunks with an identity."""
-
-    def _get_relevant_documents(self, query: str, **kwargs: Any) -> list[Document]:
-        return [Document(id=str(index), page_content=f"{index} {CHUNK_TEXT}") for index in range(CHUNKS)]
+MODES: Final = ("invoke", "ainvoke", "stream", "astream")
+CALLS: Final = 40  # chain runs per timing; 5 with --quick
+REPEATS: Final = 15  # timings per tracer and mode; 2 with --quick
+IMPORTS: Final = 9  # fresh interpreters; 2 with --quick
+NOTHING: Final = "no callback"
+FLOOR: Final = "LangChain BaseTracer, no-op"
+WAIT: Final = 300.0  # seconds a tracer's process may take for one answer
+_IMPORT: Final = (
+    "import time; began = time.perf_counter(); from ragblame import BlameHandler, attach; BlameHandler();"
+    " print(time.perf_counter() - began)"
+)
 
 
-class NoOpTracer(BaseTracer):
-    """LangChain's run-tree tracer with nothing behind it: the floor of every peer that derives from it."""
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Milliseconds of one chain run, without and with the tracer."""
 
-    def _persist_run(self, run: Run) -> None:
-        pass
+    cpu_bare: float
+    cpu: float
+    wall_bare: float
+    wall: float
 
 
-def chain() -> Runnable[str, str]:
-    """Retriever | prompt | model | parser, fifteen runs as create_retrieval_chain makes them."""
-    join = RunnableLambda(_join)
-    prompt = ChatPromptTemplate.from_messages(
-        [("system", "Answer from:\n{context}"), ("human", "{question}")]
+@dataclass(slots=True)
+class Measured:
+    """What the parent learned of one tracer."""
+
+    sink: str = ""
+    recorded: str = ""
+    absent: str | None = None  # why it cannot run
+    timings: dict[str, list[Timing]] = field(default_factory=dict)  # by mode
+
+    def added(self, mode: str) -> float:
+        """Median of the CPU milliseconds added to a run."""
+        return statistics.median(t.cpu - t.cpu_bare for t in self.timings[mode])
+
+
+# In a tracer's process ---------------------------------------------------------------------------------
+
+
+def serve(name: str, parent: Connection) -> None:
+    """Set the tracer up, show what it records, then time on request until told to end."""
+    warnings.simplefilter("ignore")  # a peer's own deprecation warnings are not what it costs
+    logging.disable(logging.WARNING)
+    try:
+        cut = CONTENDERS[name]()
+    except ImportError as error:
+        parent.send({"absent": f"not installed ({error.name})"})
+        return
+    parent.send({"sink": cut.sink, "recorded": check(cut)})
+    while (asked := parent.recv()) is not None:
+        mode, calls = asked
+        cpu_bare, wall_bare = timed(cut, mode, calls, is_on=False)
+        cpu, wall = timed(cut, mode, calls, is_on=True)
+        parent.send(Timing(cpu_bare, cpu, wall_bare, wall))
+
+
+def check(cut: Cut) -> str:
+    """Run each mode once and look at what the tracer would have sent; returns it in words."""
+    sizes = []
+    for mode in MODES:
+        counter = RunCounter()
+        if cut.taken is not None:
+            cut.taken.is_keeping, cut.taken.kept, cut.taken.count = True, [], 0
+        run(cut, mode, 1, extra=(counter,))
+        cut.flush()
+        if counter.runs != RUNS:
+            raise SystemExit(f"the chain has {counter.runs} runs in {mode}, not {RUNS}: nothing to compare")
+        if cut.taken is None:
+            continue
+        cut.taken.is_keeping = False
+        body = b"\n".join(cut.taken.kept)
+        missing = [
+            text for text in (QUESTION, *CHUNKS, "Answer from:", ANSWER.strip()) if text.encode() not in body
+        ]
+        if missing:
+            raise SystemExit(f"{cut.sink}: {mode}: {missing[0][:40]!r} was not recorded: nothing to compare")
+        if cut.taken.count != cut.per_run:
+            raise SystemExit(f"{cut.sink}: {mode}: {cut.taken.count} {cut.taken.records}, not {cut.per_run}")
+        sizes.append(len(body))
+    if cut.taken is None:
+        return "records nothing"
+    return (
+        f"{cut.per_run} {cut.taken.records} of {statistics.median(sizes) / 1000:.0f} kB with the question, "
+        f"{len(CHUNKS)} chunks, the prompt and the answer"
     )
-    answer = prompt | FakeListChatModel(responses=["The port is 2959."]) | StrOutputParser()
-    retrieval: Any = {"context": FixedRetriever() | join, "question": RunnablePassthrough()}
-    wrapped: Runnable[str, str] = RunnableLambda(lambda text: str(text).strip()) | retrieval | answer
-    return wrapped
 
 
-def _join(documents: list[Document]) -> str:
-    return "\n\n".join(document.page_content for document in documents)
+def timed(cut: Cut, mode: str, calls: int, *, is_on: bool) -> tuple[float, float]:
+    """CPU and wall milliseconds of one chain run."""
+    gc.collect()
+    cpu, wall = time.process_time(), time.perf_counter()
+    run(cut if is_on else None, mode, calls)
+    wall = time.perf_counter() - wall
+    if is_on:
+        cut.flush()
+    cpu = time.process_time() - cpu
+    return cpu * 1000 / calls, wall * 1000 / calls
 
 
-def timed(subject: Runnable[str, str], handlers: list[BaseCallbackHandler]) -> Callable[[], float]:
-    """CPU milliseconds of one chain run with these handlers, over RUNS runs."""
+def run(cut: Cut | None, mode: str, calls: int, *, extra: Sequence[Any] = ()) -> None:
+    """The chain, that often; its result is checked."""
+    chain = make_chain()
+    handlers = [*(cut.handlers if cut is not None else ()), *extra]
+    config: Any = {"callbacks": handlers} if handlers else {}
+    if cut is not None:
+        cut.switch(True)
+    try:
+        if mode in ("ainvoke", "astream"):
+            asyncio.run(_calls(chain, config, mode, calls))
+            return
+        for _ in range(calls):
+            if mode == "invoke":
+                answer = chain.invoke({"input": QUESTION}, config)["answer"]
+            else:
+                pieces = chain.stream({"input": QUESTION}, config)
+                answer = "".join(piece.get("answer", "") for piece in pieces)
+            assert answer == ANSWER
+    finally:
+        if cut is not None:
+            cut.switch(False)
 
-    def run() -> float:
-        before = time.process_time()
-        for index in range(RUNS):
-            subject.invoke(f"Which port? {index}", config={"callbacks": list(handlers)})
-        flush(timeout=60)  # what our writer thread does belongs to our bill
-        return (time.process_time() - before) * 1000 / RUNS
 
-    return run
+async def _calls(chain: Any, config: Any, mode: str, calls: int) -> None:
+    for _ in range(calls):
+        if mode == "ainvoke":
+            answer = (await chain.ainvoke({"input": QUESTION}, config))["answer"]
+        else:
+            answer = ""
+            async for piece in chain.astream({"input": QUESTION}, config):
+                answer += piece.get("answer", "")
+        assert answer == ANSWER
+
+
+# In the parent -----------------------------------------------------------------------------------------
+
+
+def measure(calls: int, repeats: int) -> dict[str, Measured]:
+    """Every tracer in a process of its own, in turn."""
+    context = multiprocessing.get_context("spawn")
+    found = {name: Measured() for name in CONTENDERS}
+    ends: dict[str, tuple[Connection, Any]] = {}
+    try:
+        for name, measured in found.items():
+            here, there = context.Pipe()
+            child = context.Process(target=serve, args=(name, there), daemon=True)
+            child.start()
+            there.close()
+            ends[name] = (here, child)
+            said = _answer(name, here)
+            measured.absent = said.get("absent")
+            measured.sink, measured.recorded = said.get("sink", ""), said.get("recorded", "")
+        for repeat in range(repeats + 1):
+            for mode in MODES:
+                for name, measured in found.items():
+                    if measured.absent is None:
+                        ends[name][0].send((mode, calls))
+                        timing = _answer(name, ends[name][0])
+                        if repeat > 0:  # the first one warms up
+                            measured.timings.setdefault(mode, []).append(timing)
+    finally:
+        for here, child in ends.values():
+            if child.is_alive():
+                here.send(None)
+            child.join(WAIT)
+    return found
+
+
+def _answer(name: str, here: Connection) -> Any:
+    try:
+        if not here.poll(WAIT):
+            raise SystemExit(f"{name} does not answer within {WAIT:.0f} s: nothing to compare")
+        return here.recv()
+    except EOFError:
+        raise SystemExit(f"{name}: its process ended, see above: nothing to compare") from None
+
+
+def rows_of(found: dict[str, Measured]) -> list[dict[str, Any]]:
+    """The table: one row per mode and tracer, the chain alone first."""
+    rows = []
+    for mode in MODES:
+        every = [t for measured in found.values() for t in measured.timings.get(mode, ())]
+        rows.append(_row(mode, NOTHING, [t.cpu_bare for t in every], [t.wall_bare for t in every]))
+        for name, measured in found.items():
+            timings = measured.timings.get(mode, [])
+            rows.append(
+                _row(
+                    mode,
+                    name if measured.absent is None else f"{name}: not installed",
+                    [t.cpu for t in timings],
+                    [t.wall for t in timings],
+                    [t.cpu - t.cpu_bare for t in timings],
+                    [t.wall - t.wall_bare for t in timings],
+                )
+            )
+    return rows
+
+
+def _row(
+    mode: str,
+    name: str,
+    cpu: Sequence[float],
+    wall: Sequence[float],
+    added: Sequence[float] = (),
+    added_wall: Sequence[float] = (),
+) -> dict[str, Any]:
+    middle, low, high = spread(added) if added else (math.nan, math.nan, math.nan)
+    return {
+        "mode": mode,
+        "tracer": name,
+        "CPU ms": statistics.median(cpu) if cpu else None,
+        "added": middle if added else None,
+        "quartiles": f"{low:.2f} to {high:.2f}" if added else "–",
+        "wall ms": statistics.median(wall) if wall else None,
+        "added wall": statistics.median(added_wall) if added_wall else None,
+    }
+
+
+def bars_of(found: dict[str, Measured], import_seconds: float) -> list[Bar]:
+    """The promises; without a peer there is nothing to be half of, and the bar does not hold."""
+    bars = []
+    for mode in MODES:
+        ours = found["ragblame"].added(mode)
+        peers = {name: found[name].added(mode) for name in PEERS if found[name].absent is None}
+        best = min(peers, key=lambda name: peers[name], default=None)
+        bars += [
+            bar(f"{mode}: added CPU ms a run", ours, "<=", 1.0),
+            bar(
+                f"{mode}: added CPU against the best peer ({best or 'none installed'})",
+                ours / peers[best] if best is not None and peers[best] > 0 else math.nan,
+                "<=",
+                0.5,
+            ),
+        ]
+    return [*bars, bar("importing the plugin, s", import_seconds, "<=", 0.3)]
+
+
+def import_time(times: int) -> float:
+    """Median seconds of a fresh interpreter's first import, everything it pulls in included."""
+    spent = []
+    for _ in range(times):
+        done = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True)
+        spent.append(float(done.stdout))
+    return statistics.median(spent)
 
 
 def main() -> None:
     """Measure and report."""
-    recorded: list[object] = []
-    subject = chain()
-    costs = interleaved(
-        {
-            "no handler": timed(subject, []),
-            "no-op handler": timed(subject, [BaseCallbackHandler()]),
-            "no-op tracer (langchain BaseTracer)": timed(subject, [NoOpTracer()]),
-            "ragblame": timed(subject, [BlameHandler(app="benchmark", sink=recorded.append)]),
-        },
-        REPEATS,
-    )
-    flush(timeout=60)
-    if len(recorded) != RUNS * (REPEATS + 1):
-        raise SystemExit(
-            f"only {len(recorded)} of {RUNS * (REPEATS + 1)} runs were captured: nothing to compare"
-        )
-    floor = spread(costs["no handler"])[0]
-    rows = []
-    for name, values in costs.items():
-        middle, low, high = spread(values)
-        rows.append(
-            {
-                "handler": name,
-                "CPU ms a run": middle,
-                "quartiles": f"{low:.2f}–{high:.2f}",
-                "added ms": middle - floor,
-            }
-        )
-    added = {row["handler"]: float(str(row["added ms"])) for row in rows}
+    is_quick = "--quick" in sys.argv
+    import_seconds = import_time(2 if is_quick else IMPORTS)
+    calls, repeats = (5, 2) if is_quick else (CALLS, REPEATS)
+    found = measure(calls, repeats)
+    floor = {mode: found["ragblame"].added(mode) / found[FLOOR].added(mode) for mode in MODES}
+    notes = [
+        f"{name}: {measured.absent or f'{measured.recorded}; sink: {measured.sink}'}"
+        for name, measured in found.items()
+    ] + [
+        "Milliseconds of one run of the chain, fifteen LangChain runs; medians of "
+        f"{repeats} timings of {calls} each.",
+        "Added CPU against LangChain's own BaseTracer that keeps nothing: "
+        + ", ".join(f"{mode} {value:.2f}" for mode, value in floor.items()),
+    ]
     report(
         "capture overhead",
-        rows,
-        [
-            bar("added CPU ms a run", added["ragblame"], "<=", 1.0),
-            bar(
-                "added, against the no-op tracer",
-                added["ragblame"] / max(added["no-op tracer (langchain BaseTracer)"], 1e-9),
-                "<=",
-                0.5,
-            ),
-        ],
+        rows_of(found),
+        bars_of(found, import_seconds),
+        packages=("langchain-core", *PACKAGES.values(), "opentelemetry-sdk"),
+        notes=notes,
     )
 
 

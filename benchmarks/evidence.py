@@ -46,16 +46,25 @@ def bar(name: str, value: float, sense: Sense, bound: float) -> Bar:
     return Bar(name=name, value=value, sense=sense, bound=bound)
 
 
-def report(name: str, rows: Sequence[Mapping[str, Any]], bars: Sequence[Bar], *, seed: int = 0) -> None:
-    """Print the table, or with `--json` on the command line the object."""
+def report(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    bars: Sequence[Bar],
+    *,
+    seed: int = 0,
+    packages: Sequence[str] = PACKAGES,
+    notes: Sequence[str] = (),
+) -> None:
+    """Print the table, or with `--json` the object; ``packages`` are those whose version matters."""
     table = Table(title=name, columns=tuple(rows[0]), rows=tuple(tuple(row.values()) for row in rows))
     evidence = Evidence(
         name=name,
         command=" ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         seed=seed,
-        environment=environment(PACKAGES),
+        environment=environment(packages),
         tables=(table,),
         bars=tuple(bars),
+        notes=tuple(notes),
     )
     if "--write" in sys.argv:
         _write(evidence)
