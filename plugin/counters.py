@@ -8,6 +8,8 @@ from typing import Final
 
 logger = logging.getLogger("ragblame")
 
+# What a batch takes place for is counted in memory only; the rest outlives the process, see spool.add_counts.
+UNSAVED: Final = frozenset({"finished", "written"})
 MAX_WARNINGS: Final = 3  # per process and kind of trouble: a broken host must not drown in our words
 
 
@@ -21,14 +23,20 @@ class Counters:
         self._saved: Counter[str] = Counter()
 
     def add(self, name: str, count: int = 1) -> None:
-        """Count ``count`` more of ``name``."""
-        with self._lock:
-            self._counts[name] += count
+        """Count ``count`` more of ``name``; nothing for 0."""
+        if count:
+            with self._lock:
+                self._counts[name] += count
 
     def snapshot(self) -> dict[str, int]:
         """The counts so far."""
         with self._lock:
             return dict(self._counts)
+
+    def lost(self) -> int:
+        """Traces of this process that will never be stored: dropped for any reason, or refused."""
+        with self._lock:
+            return lost(self._counts)
 
     def unsaved(self) -> dict[str, int]:
         """The counts that ``mark_saved`` has not been told of yet."""
@@ -62,6 +70,11 @@ class Counters:
         """Start from zero in a new process: the parent reports its own."""
         self._lock = threading.RLock()
         self._counts, self._warnings, self._saved = Counter(), Counter(), Counter()
+
+
+def lost(counts: Mapping[str, int]) -> int:
+    """How many traces these counts tell to be lost."""
+    return sum(count for name, count in counts.items() if name.startswith("dropped") or name == "refused")
 
 
 counters: Final = Counters()  # of this process

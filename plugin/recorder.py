@@ -10,12 +10,14 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, TypeAlias
+from uuid import UUID
 
 from ragblame.plugin.assembly import Limits, assemble
+from ragblame.plugin.breathing import breathe
 from ragblame.plugin.counters import counters
 from ragblame.plugin.forking import fork_guard
 from ragblame.plugin.run_tree import RunTree, open_runs
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 BATCH: Final = 100  # trees taken at once
 BATCH_BYTES: Final = 16_000_000
-LINGER_SECONDS: Final = 0.01  # between traces that come in quick succession, to write them in one transaction
+# Traces that come in quick succession are written in one transaction: each costs a dozen round trips.
+LINGER_SECONDS: Final = 0.1
 GRACE_SECONDS: Final = 1.0  # a model that still ran at the root's end may report so long
 FLUSH_SECONDS: Final = 5.0  # until the settings are read
 
@@ -47,33 +50,54 @@ _Item: TypeAlias = "RunTree | _Flush"
 class Recorder:
     """Takes finished run trees from any thread, without ever waiting, and sees them stored."""
 
-    def __init__(self, load_settings: "Callable[[], Settings] | None" = None) -> None:
+    def __init__(
+        self,
+        load_settings: "Callable[[], Settings] | None" = None,
+        on_safe: Callable[[Sequence[UUID]], object] | None = None,
+    ) -> None:
+        """``on_safe`` hears, in the recorder's thread, the ids of traces that can no longer be lost.
+
+        That is: PostgreSQL has committed them, or the spool has synced them to disk.
+        """
         self._load_settings = load_settings
+        self._on_safe = on_safe
         self._lock = threading.RLock()  # re-entrant: a garbage collection may deliver events while we hold it
         self._reset()
 
     def _reset(self) -> None:
         # SimpleQueue.put is re-entrant and never blocks; queue.Queue and Event would deadlock in a collection
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._hurry = threading.Event()  # somebody waits in flush: no lingering
         self._thread: threading.Thread | None = None
         self._writer: Writer | None = None
         self._taken: list[RunTree] = []  # in the thread's hands, not yet stored
         self._bytes = 0  # held by queued trees
-        self._lost = _losses()  # traces known to be lost at the last flush
+        self._lost = counters.lost()  # traces known to be lost at the last flush
         self._max_traces, self._max_bytes = 10_000, 64_000_000
         self.flush_seconds = FLUSH_SECONDS
 
     def submit(self, tree: RunTree) -> None:
         """Hand over a finished tree. When too much waits already, it is dropped and counted."""
+        counters.add("finished")
         if self._queue.qsize() >= self._max_traces or self._bytes >= self._max_bytes:
             open_runs.seal(tree)
-            counters.add("dropped")
+            counters.add("dropped_queue_full")
             counters.warn("full", "more traces wait in memory than the limit allows; new ones are dropped")
             return
         with self._lock:
             self._bytes += tree.bytes
         self._queue.put(tree)
         self._ensure_thread()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Traces and bytes that wait in memory now."""
+        return self._queue.qsize(), self._bytes
+
+    @property
+    def is_pressed(self) -> bool:
+        """Whether half of the room in memory is taken, so that PostgreSQL is too slow for us."""
+        return self._queue.qsize() * 2 >= self._max_traces or self._bytes * 2 >= self._max_bytes
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything handed over so far is dealt with, ``timeout`` seconds at most.
@@ -85,6 +109,7 @@ class Recorder:
             return True
         mark = _Flush()
         self._queue.put(mark)
+        self._hurry.set()
         self._ensure_thread()
         return mark.done.wait(self.flush_seconds if timeout is None else timeout) and mark.is_stored
 
@@ -94,6 +119,7 @@ class Recorder:
             return
         mark = _Flush(is_last=True)
         self._queue.put(mark)
+        self._hurry.set()
         self._ensure_thread()
         if not mark.done.wait(self.flush_seconds if timeout is None else timeout):
             self._rescue()
@@ -137,12 +163,14 @@ class Recorder:
                     else:
                         waiting.append(item)
                 ready = [tree for tree in waiting if _is_settled(tree)]
-                waiting = [tree for tree in waiting if not any(tree is other for other in ready)]
+                settled = {id(tree) for tree in ready}
+                waiting = [tree for tree in waiting if id(tree) not in settled]
                 if ready:
                     self._store(ready, writer)
                 elif not is_pausing:
                     writer.rest()
                 writer.replay()
+                writer.save_counts(now=False)
             except Exception as error:
                 counters.note_fault(error)
             if marks and not waiting:
@@ -157,7 +185,7 @@ class Recorder:
         try:
             items.append(self._queue.get(timeout=timeout))
             if isinstance(items[0], RunTree):
-                time.sleep(LINGER_SECONDS)
+                self._hurry.wait(LINGER_SECONDS)
             while len(items) < BATCH and size < BATCH_BYTES and not isinstance(items[-1], _Flush):
                 items.append(self._queue.get_nowait())
                 size += items[-1].bytes if isinstance(items[-1], RunTree) else 0
@@ -174,6 +202,7 @@ class Recorder:
     def _store(self, trees: list[RunTree], writer: "Writer") -> None:
         traces = []
         for tree in trees:
+            breathe()
             open_runs.seal(tree)
             trace = _assemble(tree, writer.limits)
             if trace is not None and tree.sink is not None:
@@ -181,8 +210,9 @@ class Recorder:
             elif trace is not None:
                 traces.append(trace)
         try:
-            if traces:
-                writer.write(traces)
+            safe = writer.write(traces) if traces else ()
+            if safe and self._on_safe is not None:
+                self._on_safe([trace.id for trace in safe])
         finally:
             done = {id(tree) for tree in trees}
             self._taken = [tree for tree in self._taken if id(tree) not in done]
@@ -190,7 +220,8 @@ class Recorder:
     def _finish(self, marks: list[_Flush], writer: "Writer") -> bool:
         """Answer the flushes; whether the thread is to end."""
         try:
-            lost = _losses()
+            self._hurry.clear()
+            lost = counters.lost()
             is_stored = (writer.is_clean or writer.replay(everything=True)) and lost == self._lost
             self._lost = lost
             writer.save_counts()
@@ -215,12 +246,15 @@ class Recorder:
             settings = (self._load_settings or load_settings)()
         except SettingsError as error:
             counters.warn("settings", f"traces wait on the spool: {error}")
-            return Writer(None)
+            return Writer(None, self._look_pressed)
         self._max_traces, self._max_bytes = settings.queue_max_traces, settings.queue_max_bytes
         self.flush_seconds = settings.flush_timeout
         if settings.database_url is None:
             import_module("ragblame.postgres")  # now, under the guard against forks
-        return Writer(settings)
+        return Writer(settings, self._look_pressed)
+
+    def _look_pressed(self) -> bool:
+        return self.is_pressed
 
     def _rescue(self) -> None:
         """At exit, with the thread stuck: spool everything unwritten through a file of our own.
@@ -243,8 +277,10 @@ class Recorder:
         traces = [trace for trace in found if trace is not None]
         spool = Spool(writer.spool.folder, writer.spool.max_bytes)
         kept = spool.append(traces)
-        spool.add_counts({"spooled": kept, "dropped": len(traces) - kept})
+        spool.add_counts({"spooled": len(kept), "dropped_spool_full": len(traces) - len(kept)})
         spool.close()
+        if kept and self._on_safe is not None:
+            self._on_safe([trace.id for trace in kept])
 
 
 def recorder() -> Recorder:
@@ -264,11 +300,6 @@ def flush(timeout: float | None = None) -> bool:
     return _current.flush(timeout)
 
 
-def _losses() -> int:
-    counts = counters.snapshot()
-    return counts.get("dropped", 0) + counts.get("refused", 0)
-
-
 def _is_settled(tree: RunTree) -> bool:
     return not tree.is_waiting or time.monotonic() - (tree.ended or 0.0) >= GRACE_SECONDS
 
@@ -277,6 +308,7 @@ def _assemble(tree: RunTree, limits: Limits) -> Trace | None:
     try:
         return assemble(tree, limits)
     except Exception as error:
+        counters.add("dropped_fault")
         counters.note_fault(error)
         return None
 

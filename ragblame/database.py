@@ -49,14 +49,21 @@ def resolve_url(settings: Settings) -> str:
 
 
 def connect(
-    url: str, *, autocommit: bool = False, application_name: str = "ragblame", read_only: bool = False
+    url: str,
+    *,
+    autocommit: bool = False,
+    application_name: str = "ragblame",
+    read_only: bool = False,
+    kind: type[psycopg.Connection[Any]] = psycopg.Connection,
+    timeout: int = CONNECT_TIMEOUT,
 ) -> psycopg.Connection:
     """One connection with search path ``ragblame, jobs, public``; a caller's ``with`` commits and closes it.
 
+    ``timeout``: seconds until the server must have let us in, unless the URL says otherwise.
     Raises ``DatabaseError``: unreachable, wrong password, no such database, server older than 16.
     """
     try:
-        conn = psycopg.connect(url, **_parameters(url, application_name))
+        conn = kind.connect(url, **_parameters(url, application_name, timeout))
         try:
             schema.set_search_path(conn)
             conn.read_only = read_only or None
@@ -137,11 +144,11 @@ def require_schema(url: str) -> None:
         raise DatabaseError(f"PostgreSQL at {server_name(url)}: {step}")
 
 
-def _parameters(url: str, application_name: str) -> dict[str, Any]:
+def _parameters(url: str, application_name: str, timeout: int = CONNECT_TIMEOUT) -> dict[str, Any]:
     """Connection parameters that the URL leaves open; a dead network peer is noticed within a minute."""
     server_name(url)
     wanted = {
-        "connect_timeout": CONNECT_TIMEOUT,
+        "connect_timeout": timeout,
         "application_name": application_name,
         "keepalives_idle": 30,
         "keepalives_interval": 10,

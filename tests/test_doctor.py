@@ -156,7 +156,7 @@ def test_the_spool(database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path:
     """Traces on disk, refused ones and dropped ones each show, with what to do."""
     monkeypatch.setenv("RAGBLAME_DATA_DIR", str(tmp_path))
     spool = Spool(tmp_path / "spool", 1_000_000)
-    assert spool.append([make_trace(), make_trace()]) == 2
+    assert len(spool.append([make_trace(), make_trace()])) == 2
     spool.close()
     found = look(database_url, monkeypatch)["disk spool"]
     assert found.state is State.WARNING

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from ragblame.errors import DatabaseError
-from ragblame.plugin.spool import HEADER, MAGIC, Spool, inspect_spool
+from ragblame.plugin.spool import Spool, inspect_spool
+from ragblame.plugin.spool_files import HEADER, MAGIC
+from ragblame.plugin.spool_state import measure_spool
 from ragblame.records import Trace
 from ragblame.traces import clean_trace
 from tests.test_traces import make_trace
@@ -29,7 +31,7 @@ def replayed(folder: Path) -> list[Trace]:
 def written(folder: Path, traces: Sequence[Trace]) -> Path:
     """One closed spool file with these traces."""
     spool = Spool(folder, CAP)
-    assert spool.append(traces) == len(traces)
+    assert spool.append(traces) == traces
     spool.close()
     return max(folder.glob("*.spool"))
 
@@ -94,6 +96,7 @@ def test_a_damaged_record_costs_only_itself(tmp_path: Path) -> None:
     assert replayed(tmp_path) == [traces[0], traces[2]]
     state = inspect_spool(tmp_path)
     assert (state.waiting, state.damaged) == (0, 1)
+    assert state.bytes < len(data) / 2  # what was read is not kept: it would eat into the cap
 
 
 @pytest.mark.parametrize("content", [b"", b"something else", MAGIC + b"\xff" * 50, MAGIC + b"\0" * 50])
@@ -128,9 +131,9 @@ def test_the_cap_holds(tmp_path: Path) -> None:
     """What does not fit is not kept, in order; the folder never grows over the cap."""
     spool = Spool(tmp_path, max_bytes=20_000)
     traces = [make_trace(question="x" * 3_000) for _ in range(10)]
-    kept = spool.append(traces)
+    kept = len(spool.append(traces))
     assert 4 <= kept <= 6
-    assert spool.append([make_trace(question="y" * 3_000)] * 3) == 0
+    assert spool.append([make_trace(question="y" * 3_000)] * 3) == []
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 20_000
     spool.close()
     assert [trace.id for trace in replayed(tmp_path)] == [trace.id for trace in traces[:kept]]
@@ -201,3 +204,51 @@ def test_a_full_disk_leaves_no_half_record(tmp_path: Path, monkeypatch: pytest.M
     spool.append([make_trace(question="after")])
     spool.close()
     assert [trace.question for trace in replayed(tmp_path)] == ["before", "after"]
+
+
+@pytest.mark.parametrize("room", [0, 5])
+def test_a_disk_that_was_full_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """A file begun on a full disk has no whole first line; once there is room it becomes a good file."""
+    spool = Spool(tmp_path, CAP)
+    write = os.write
+
+    def full(handle: int, data: memoryview) -> int:
+        write(handle, data[:room])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space"):
+            spool.append([make_trace(question="lost")])
+    monkeypatch.undo()
+    assert len(list(tmp_path.glob("*.spool"))) == 1
+    spool.append([make_trace(question="kept")])
+    spool.close()
+    assert [trace.question for trace in replayed(tmp_path)] == ["kept"]
+    assert inspect_spool(tmp_path).damaged == 0
+
+
+def test_a_clock_set_back_does_not_change_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files written after the clock went back are replayed after the others; no age is below 0."""
+    traces = [make_trace(question=f"q{number}") for number in range(4)]
+    now = time.time_ns()
+    for trace, days in zip(traces, (0, 400, -1, -2), strict=True):
+        monkeypatch.setattr(time, "time_ns", lambda days=days: now + days * 86_400 * 10**9)
+        written(tmp_path, [trace])
+    monkeypatch.undo()
+    assert measure_spool(tmp_path).oldest_seconds is not None
+    assert min(0.0, measure_spool(tmp_path).oldest_seconds or 0.0) == 0.0
+    assert [trace.question for trace in replayed(tmp_path)] == ["q0", "q1", "q2", "q3"]
+
+
+def test_sizes_are_told_without_reading(tmp_path: Path) -> None:
+    """Bytes and counts of files agree with the thorough look, and a missing folder is empty."""
+    assert measure_spool(tmp_path / "none") == measure_spool(tmp_path)
+    written(tmp_path, [make_trace(), make_trace()])
+    spool = Spool(tmp_path, CAP)
+    spool.refuse(make_trace(), "because")
+    found = measure_spool(tmp_path)
+    assert (found.waiting_files, found.refused_files, found.damaged_files) == (1, 1, 0)
+    assert found.bytes == inspect_spool(tmp_path).bytes > 0
