@@ -5,93 +5,150 @@ It runs in the writer's thread, so that comparing megabytes of text never costs 
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+from uuid import UUID
 
 from ragblame.plugin.answer import choose_model_run
-from ragblame.plugin.run_tree import ModelRun, RunTree
+from ragblame.plugin.answer_map import map_answer
+from ragblame.plugin.counters import counters
+from ragblame.plugin.passages import Passage, make_chunk
+from ragblame.plugin.run_tree import ModelRun, RunTree, Search
+from ragblame.plugin.sampling import reason_to_keep
+from ragblame.plugin.search_order import ordered_searches
 from ragblame.records import Chunk, Json, Message, Trace, TraceStatus
+
+_MAX_NOTED: Final = 10  # model runs and searches that the notes list
+_MAX_NOTE: Final = 500  # code points of a query or an error in the notes
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much of one trace is kept, and the name of a chain that has none."""
+    """How much of one trace is kept, and what holds for a chain that says nothing itself."""
 
     max_field: int = 1_000_000  # code points of any one text
     max_chunks: int = 200
+    max_trace: int = 8_000_000  # code points of all texts together
     app: str = "default"
+    sample_rate: float = 1.0  # share of the answers recorded, 0 to 1
+
+
+class _Found(NamedTuple):
+    """A passage with the search it came from."""
+
+    passage: Passage
+    rank: int  # within its search, from 1
+    run_id: UUID | None
+    table: str | None
 
 
 def assemble(tree: RunTree, limits: Limits) -> Trace | None:
-    """The trace of a finished tree, or None when it is not an answered question.
+    """The trace of a finished tree, or None when it is not an answered question or not in the sample.
 
     Recorded is what a model answered (or failed to) and that either saw retrieved chunks or ran under a
     handler given to that very call; with such a handler also an answer that no model of LangChain's wrote.
     """
     runs = list(tree.models.values())
-    chunks = tuple(_chunks(tree))
-    chosen, is_guess = choose_model_run(runs, tree.answer)
-    if not _is_answered_question(tree, chunks, chosen):
+    searches = ordered_searches(tree)
+    found, true_count = _found(tree, searches)
+    chosen, is_guess = choose_model_run(runs, tree.answer, [entry.passage.text for entry in found])
+    if not _is_answered_question(tree, found, chosen):
+        return None
+    status = _status(tree, chosen)
+    rate = limits.sample_rate if tree.sample_rate is None else tree.sample_rate
+    kept_for = reason_to_keep(tree, status, rate)
+    if kept_for is None:
+        counters.add("sampled_out")
         return None
     answer, generated = _answer(tree, chosen)
-    query = next((run.query for run in list(tree.retrievers.values()) if not run.is_nested), None)
+    query = next((search.query for search in searches if search.query is not None), None)
     question = _question(tree, query, chosen)
+    notes = _notes(tree, searches, runs, chosen, is_guess=is_guess)
+    if rate < 1:
+        notes["sampling"] = {"rate": rate, "kept_for": kept_for}
     truncated: dict[str, int] = {}
-    cutter = _Cutter(limits.max_field, truncated)
-    if len(chunks) > limits.max_chunks:
-        truncated["chunks"] = len(chunks)
+    cut = _Cutter(limits, truncated)
+    shown, said = cut("answer", answer), cut("generated", generated) if generated is not None else None
+    if said is not None and (blocks := map_answer(shown, said)):
+        notes["answer_map"] = [list(block) for block in blocks]
+    if true_count > len(found) or len(found) > limits.max_chunks:
+        truncated["chunks"] = true_count
+    if chosen is not None and chosen.messages > len(chosen.prompt):
+        truncated["prompt"] = chosen.messages
     return Trace(
         id=tree.trace_id,
         app=tree.app or limits.app,
-        question=cutter.cut("question", question),
-        query=cutter.cut("query", query) if query is not None and query != question else None,
-        chunks=tuple(
-            _cut_chunk(replace(chunk, position=position), limits.max_field)
-            for position, chunk in enumerate(chunks[: limits.max_chunks])
-        ),
+        question=cut("question", question),
+        query=cut("query", query) if query is not None and query != question else None,
         prompt=tuple(
-            Message(role=message.role, text=cutter.cut(f"prompt[{index}]", message.text))
+            Message(role=message.role, text=cut(f"prompt[{index}]", message.text))
             for index, message in enumerate(chosen.prompt if chosen else ())
         ),
-        answer=cutter.cut("answer", answer),
-        generated=cutter.cut("generated", generated) if generated is not None else None,
+        chunks=tuple(_chunks(found[: limits.max_chunks], cut)),
+        answer=shown,
+        generated=said,
         model=chosen.model if chosen else None,
         provider=chosen.provider if chosen else None,
-        status=_status(tree, chosen),
+        status=status,
         error=tree.error,
-        started_at=tree.started_at,
+        started_at=_time_of(tree.trace_id),
         duration_ms=((tree.ended or time.monotonic()) - tree.started) * 1_000,
         session_id=tree.session_id,
         root_run_id=tree.root_id,
         partial_tree=tree.is_partial,
         tags=tree.tags,
-        metadata={**tree.metadata, "ragblame": _notes(tree, runs, is_guess=is_guess)},
+        metadata={**tree.metadata, "ragblame": notes},
         truncated=truncated,
     )
 
 
-def _is_answered_question(tree: RunTree, chunks: Sequence[Chunk], chosen: ModelRun | None) -> bool:
-    if not chunks and not tree.explicit:
+def _is_answered_question(tree: RunTree, found: Sequence[_Found], chosen: ModelRun | None) -> bool:
+    if tree.is_muted or (not found and not tree.explicit):
         return False
     if chosen is not None or tree.status is not TraceStatus.OK:
         return True
     # No model of LangChain's ran: an own client, or a chain that only retrieves and formats.
     answer = tree.answer or ""
-    return tree.explicit and bool(answer) and not any(chunk.text and chunk.text in answer for chunk in chunks)
+    return (
+        tree.explicit
+        and bool(answer)
+        and not any(entry.passage.text and entry.passage.text in answer for entry in found)
+    )
 
 
-def _chunks(tree: RunTree) -> Iterator[Chunk]:
-    """What the outermost retrievers returned; without one, the documents that passed between steps."""
-    outer = [chunk for run in list(tree.retrievers.values()) if not run.is_nested for chunk in run.chunks]
-    yield from outer
-    yield from list(tree.recorded)
-    if not outer and not tree.recorded:
-        yield from list(tree.passed.values())
+def _found(tree: RunTree, searches: Sequence[Search]) -> tuple[list[_Found], int]:
+    """What the searches returned, or without any the documents that passed between steps; the true count."""
+    found = [
+        _Found(passage, rank, search.run_id, search.table)
+        for search in searches
+        for rank, passage in enumerate(search.passages, start=1)
+    ]
+    if found:
+        return found, sum(search.found for search in searches)
+    passed = list(tree.passed.values())
+    return [_Found(passage, rank, None, tree.table) for rank, passage in enumerate(passed, 1)], len(passed)
+
+
+def _chunks(found: Sequence[_Found], cut: "_Cutter") -> Iterator[Chunk]:
+    for position, entry in enumerate(found):
+        yield make_chunk(
+            entry.passage,
+            position=position,
+            rank=entry.rank,
+            run_id=entry.run_id,
+            table=entry.table,
+            limit=cut.room(len(entry.passage.text)),
+        )
 
 
 def _answer(tree: RunTree, chosen: ModelRun | None) -> tuple[str, str | None]:
     """What the user was shown, and the model's own text where that differs."""
     said = chosen.text if chosen is not None else None
     shown = tree.answer if tree.answer is not None else said or ""
+    if chosen is not None and chosen.is_tool_call and not shown:
+        return "", None  # it asked for a tool and was stopped there
     return shown, said if said and said != shown else None
 
 
@@ -116,36 +173,67 @@ def _status(tree: RunTree, chosen: ModelRun | None) -> TraceStatus:
     return tree.status
 
 
-def _notes(tree: RunTree, runs: Sequence[ModelRun], *, is_guess: bool) -> dict[str, Json]:
+def _notes(
+    tree: RunTree,
+    searches: Sequence[Search],
+    runs: Sequence[ModelRun],
+    chosen: ModelRun | None,
+    *,
+    is_guess: bool,
+) -> dict[str, Json]:
     """What else an engineer asks about a capture, kept apart from the host's own metadata."""
-    outer = [run for run in list(tree.retrievers.values()) if not run.is_nested]
     notes: dict[str, Json] = {"model_runs": len(runs)}
-    if outer:
-        notes["retrievers"] = [{"name": run.name, "query": run.query} for run in outer]
+    if searches:
+        notes["retrievers"] = [
+            {"name": search.name, "query": (search.query or "")[:_MAX_NOTE]}
+            for search in searches[:_MAX_NOTED]
+        ]
     elif tree.passed:
         notes["chunks_from"] = "documents passed between steps"
     if is_guess:
         notes["answering_run"] = "ambiguous"
     failed = [run.error for run in runs if run.error]
     if failed:
-        notes["failed_model_runs"] = list(failed[:10])
+        notes["failed_model_runs"] = [error[:_MAX_NOTE] for error in failed[:_MAX_NOTED]]
+    if len(runs) > 1:
+        notes["attempts"] = [
+            {"model": run.model, "ended": _ending(run), "answered": run is chosen}
+            for run in runs[-_MAX_NOTED:]
+        ]
+    ignored = sum(run.ignored for run in runs)
+    if ignored:
+        notes["ignored_generations"] = ignored
     return notes
 
 
+def _ending(run: ModelRun) -> str:
+    if run.is_ok:
+        return "ok"
+    return "error" if run.error else "cancelled"  # left by its consumer, or still running at the root's end
+
+
+def _time_of(trace_id: UUID) -> datetime:
+    """When a version 7 id was made, to the microsecond: the tree looks at the wall clock only once."""
+    fraction = (trace_id.int >> 64) & 0xFFF
+    milliseconds = trace_id.int >> 80
+    return _EPOCH + timedelta(milliseconds=milliseconds, microseconds=fraction * 1_000 >> 12)
+
+
 class _Cutter:
-    """Cuts texts to one length and notes the true length of those it cut."""
+    """Cuts texts to what a field and the whole trace may hold, and notes the true length of those it cut."""
 
-    def __init__(self, limit: int, truncated: dict[str, int]) -> None:
-        self._limit, self._truncated = limit, truncated
+    def __init__(self, limits: Limits, truncated: dict[str, int]) -> None:
+        self._limit, self._left, self._truncated = limits.max_field, limits.max_trace, truncated
 
-    def cut(self, name: str, text: str) -> str:
-        if len(text) <= self._limit:
+    def __call__(self, name: str, text: str) -> str:
+        room = self.room(len(text))
+        if len(text) <= room:
             return text
         self._truncated[name] = len(text)
-        return text[: self._limit]
+        return text[:room]
 
-
-def _cut_chunk(chunk: Chunk, limit: int) -> Chunk:
-    if len(chunk.text) <= limit:
-        return chunk
-    return replace(chunk, text=chunk.text[:limit], truncated_from=len(chunk.text))
+    def room(self, length: int) -> int:
+        """How many of these code points may be kept; they are taken off what is left for the trace."""
+        kept = min(length, self._limit, self._left)
+        self._left -= kept
+        return kept

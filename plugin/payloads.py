@@ -1,4 +1,4 @@
-"""What LangChain's events carry, read as plain text and records at the moment they pass.
+"""What LangChain's events say in words (prompts, answers, questions, errors), read as they pass.
 
 Everything is read by shape, not by class: importing LangChain's classes would cost the host seconds, and
 hosts pass subclasses, dictionaries and objects of other versions. Strings are immutable, so keeping them is
@@ -7,15 +7,15 @@ the snapshot; everything else is copied.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, Final
-from uuid import UUID
+from typing import Any, Final, NamedTuple
 
 from ragblame.json_values import clean_json
-from ragblame.records import Chunk, Json, Message
+from ragblame.plugin.passages import text_of
+from ragblame.records import Json, Message
 
-MAX_DOCUMENTS: Final = 1_000  # read of one list; the recorder's own limit is lower
+MAX_MESSAGES: Final = 1_000  # read of one prompt: the first and the latest
 _MAX_SCANNED: Final = 50  # values looked at in one dictionary
 _MAX_DEPTH: Final = 4  # nesting followed in inputs and outputs
 _MAX_ERROR: Final = 2_000  # code points kept of an exception's message
@@ -25,12 +25,11 @@ ANSWER_KEYS: Final = (
     "answer", "output", "result", "response", "final_answer", "output_text", "generation", "text", "content",
     "messages",
 )  # fmt: skip
-SCORE_KEYS: Final = ("score", "relevance_score", "similarity", "distance", "_score")
-ID_KEYS: Final = ("source_id", "chunk_id", "langchain_id", "row_id", "id", "_id")
-TABLE_KEY: Final = "source_table"  # in a document's or a retriever's metadata: where the row lives
 _ROLES: Final = {"AIMessageChunk": "ai", "HumanMessageChunk": "human", "SystemMessageChunk": "system"}
-_AI_TYPES: Final = ("ai", "AIMessageChunk")
+_AI_ROLES: Final = ("ai", "assistant")
+_HUMAN_ROLES: Final = ("human", "user")
 _TEXT_BLOCKS: Final = ("text", "output_text", "text-plain", "input_text")
+_MODEL_KEYS: Final = ("model_name", "model")
 
 _SESSION_KEYS = ("session_id", "thread_id", "conversation_id", "chat_id")
 _FOREIGN_PREFIXES = (
@@ -40,6 +39,8 @@ _FOREIGN_PREFIXES = (
     "checkpoint_",
     "__",
 )  # written by frameworks, not by the host
+_MAX_TAGS: Final = 50
+_MAX_TAG: Final = 200  # code points
 _SECRET = re.compile(
     r"(?:^|[_\-. ])(?:key|token|auth|authorization|cookie|bearer)s?(?:$|[_\-. ])"
     r"|api_?key|secret|passw|credential|access_?token",
@@ -68,24 +69,38 @@ def message_text(content: Any, *, placeholders: bool = False) -> str:
     return "".join(parts)
 
 
-def read_messages(messages: Any) -> tuple[Message, ...]:
-    """The messages of one prompt, in order; tuples and dictionaries of role and content are read too."""
-    return tuple(_read_message(message) for message in messages)
+def read_messages(messages: Sequence[Any]) -> tuple[Message, ...]:
+    """The messages of one prompt, in order: the first and the latest of more than ``MAX_MESSAGES``.
+
+    Tuples and dictionaries of role and content are read too.
+    """
+    if len(messages) > MAX_MESSAGES:
+        messages = [messages[0], *messages[1 - MAX_MESSAGES :]]
+    return tuple([_read_message(message) for message in messages])
 
 
 def _read_message(message: Any) -> Message:
     if isinstance(message, str):
         return Message(role="human", text=message)
     if isinstance(message, Mapping):
-        role, content = message.get("role") or message.get("type"), message.get("content")
+        content = message.get("content")
     elif isinstance(message, tuple) and len(message) == 2:
-        role, content = message
+        content = message[1]
+    else:
+        content = getattr(message, "content", None)
+    return Message(role=_role_of(message), text=message_text(content, placeholders=True))
+
+
+def _role_of(message: Any) -> str:
+    if isinstance(message, Mapping):
+        role = message.get("role") or message.get("type")
+    elif isinstance(message, tuple):
+        role = message[0]
     else:
         kind = getattr(message, "type", None)
         role = getattr(message, "role", None) if kind == "chat" else kind
-        content = getattr(message, "content", None)
     role = str(role) if role else "human"
-    return Message(role=_ROLES.get(role, role), text=message_text(content, placeholders=True))
+    return _ROLES.get(role, role)
 
 
 def is_message(value: Any) -> bool:
@@ -95,39 +110,43 @@ def is_message(value: Any) -> bool:
     )
 
 
-def read_generation(response: Any) -> tuple[str, bool, str | None]:
-    """Text, whether it is only a tool call, and the model's name as answered, of an ``LLMResult``."""
+class Generation(NamedTuple):
+    """What a model said."""
+
+    text: str
+    is_tool_call: bool = False  # it asked for a tool, or answered through one: then the text is its arguments
+    model: str | None = None  # name as answered
+    ignored: int = 0  # further generations: only the first is looked at
+
+
+def read_generation(response: Any) -> Generation:
+    """The first generation of an ``LLMResult``."""
     batches = getattr(response, "generations", None) or ((),)
     first = next(iter(batches[0]), None)
+    ignored = max(0, sum(len(batch) for batch in batches) - 1)
     message = getattr(first, "message", None)
-    model = _text_of(getattr(message, "response_metadata", None), ("model_name", "model"))
-    model = model or _text_of(getattr(response, "llm_output", None), ("model_name", "model"))
+    model = text_of(getattr(message, "response_metadata", None), _MODEL_KEYS)
+    model = model or text_of(getattr(response, "llm_output", None), _MODEL_KEYS)
     if message is None:
-        return str.__str__(getattr(first, "text", "") or ""), False, model
+        return Generation(str.__str__(getattr(first, "text", "") or ""), False, model, ignored)
     text = message_text(message.content)
     calls = getattr(message, "tool_calls", None) or ()
     if not text and calls:  # structured output: the arguments are what the model wrote
-        return json.dumps(clean_json(calls[0].get("args")), ensure_ascii=False), True, model
-    return text, bool(calls), model
+        text = json.dumps(clean_json(calls[0].get("args")), ensure_ascii=False)
+    return Generation(text, bool(calls), model, ignored)
 
 
 def read_model(
     serialized: Any, metadata: Mapping[str, Any], parameters: Mapping[str, Any]
 ) -> tuple[str | None, str | None]:
     """Name and provider of the model as the host reports them. Nothing else of the parameters is kept."""
-    name = _text_of(metadata, ("ls_model_name",)) or _text_of(
+    name = text_of(metadata, ("ls_model_name",)) or text_of(
         parameters, ("model", "model_name", "model_id", "deployment_name")
     )
     path = serialized.get("id") if isinstance(serialized, Mapping) else None
     if name is None and isinstance(path, Sequence) and path:
         name = str(path[-1])  # the class: all a local or fake model says about itself
-    return name, _text_of(metadata, ("ls_provider",))
-
-
-def _text_of(mapping: Any, keys: Iterable[str]) -> str | None:
-    if not isinstance(mapping, Mapping):
-        return None
-    return next((entry for key in keys if isinstance(entry := mapping.get(key), str) and entry), None)
+    return name, text_of(metadata, ("ls_provider",))
 
 
 def question_texts(inputs: Any, depth: int = 0) -> tuple[str, ...]:
@@ -141,8 +160,8 @@ def question_texts(inputs: Any, depth: int = 0) -> tuple[str, ...]:
     if hasattr(inputs, "to_messages"):  # a prompt value: the prompt was rendered before the chain
         return question_texts(inputs.to_messages(), depth + 1)
     if isinstance(inputs, list | tuple):
-        turns = read_messages(entry for entry in inputs[-_MAX_SCANNED:] if _is_turn(entry))
-        return next(((turn.text,) for turn in reversed(turns) if turn.role in ("human", "user")), ())
+        turns = read_messages([entry for entry in inputs[-_MAX_SCANNED:] if _is_turn(entry)])
+        return next(((turn.text,) for turn in reversed(turns) if turn.role in _HUMAN_ROLES), ())
     if not isinstance(inputs, Mapping):
         return ()
     known = [
@@ -175,12 +194,9 @@ def answer_text(outputs: Any, depth: int = 0) -> str | None:
     if isinstance(outputs, Mapping):
         return _answer_in_mapping(outputs, depth)
     if isinstance(outputs, list | tuple):
-        said = [entry for entry in outputs[-_MAX_SCANNED:] if getattr(entry, "type", None) in _AI_TYPES]
-        if said:
-            return message_text(said[-1].content)
-        return next((str.__str__(entry) for entry in outputs[:2] if isinstance(entry, str)), None)
+        return _answer_in_turns(outputs)
     if hasattr(outputs, "generations"):
-        return read_generation(outputs)[0]
+        return read_generation(outputs).text
     for key in ANSWER_KEYS[:-1]:  # a structured answer: its field, else all of it
         if isinstance(entry := getattr(outputs, key, None), str):
             return str.__str__(entry)
@@ -188,90 +204,41 @@ def answer_text(outputs: Any, depth: int = 0) -> str | None:
     return json.dumps(clean_json(dump()), ensure_ascii=False) if callable(dump) else None
 
 
+def _answer_in_turns(turns: Sequence[Any]) -> str | None:
+    """The last thing the model said to the last human turn; before it, it answered something else."""
+    for entry in reversed(turns[-_MAX_SCANNED:]):
+        if not (is_message(entry) or (isinstance(entry, Mapping) and "content" in entry)):
+            continue
+        role = _role_of(entry)
+        if role in _AI_ROLES:
+            content = entry["content"] if isinstance(entry, Mapping) else entry.content
+            return message_text(content)
+        if role in _HUMAN_ROLES:
+            return None
+    return next((str.__str__(entry) for entry in turns[:2] if isinstance(entry, str)), None)
+
+
 def _answer_in_mapping(outputs: Mapping[Any, Any], depth: int) -> str | None:
     for key in ANSWER_KEYS:
         text = answer_text(outputs[key], depth + 1) if key in outputs else None
         if text is not None:
             return text
-    texts = [entry for entry in islice(outputs.values(), _MAX_SCANNED) if isinstance(entry, str)]
+    texts = [
+        entry
+        for key, entry in islice(outputs.items(), _MAX_SCANNED)
+        if isinstance(entry, str) and key not in QUESTION_KEYS  # a graph's state still holds its input
+    ]
     return str.__str__(texts[0]) if len(texts) == 1 else None
 
 
-def documents_in(value: Any) -> list[Any]:
-    """The documents of a list, or of the first such list in a dictionary; pairs with a score count."""
-    if isinstance(value, list | tuple):
-        return [entry for entry in value[:MAX_DOCUMENTS] if _document_of(entry)[0] is not None]
-    if isinstance(value, Mapping):
-        for entry in islice(value.values(), _MAX_SCANNED):
-            if isinstance(entry, list) and (found := documents_in(entry)):
-                return found
-    return []
+def is_resumption(inputs: Any) -> bool:
+    """Whether a root was called without a question of its own: a paused graph goes on."""
+    return inputs is None or type(inputs).__name__ == "Command"
 
 
-def _document_of(entry: Any) -> tuple[Any, float | None]:
-    score = None
-    if isinstance(entry, tuple) and len(entry) == 2:
-        entry, score = entry
-        score = float(score) if _is_number(score) else None
-    return (entry, score) if isinstance(getattr(entry, "page_content", None), str) else (None, None)
-
-
-def read_chunks(documents: Sequence[Any], run_id: UUID | None, table: str | None) -> tuple[Chunk, ...]:
-    """One chunk per document, as it is now: a later step that edits a document does not change the record."""
-    chunks = []
-    for rank, entry in enumerate(documents[:MAX_DOCUMENTS], start=1):
-        document, paired = _document_of(entry)
-        if document is None:
-            continue
-        metadata = getattr(document, "metadata", None)
-        kept = clean_json(metadata) if metadata and isinstance(metadata, Mapping) else {}
-        assert isinstance(kept, dict)
-        score_name, score = _score_of(metadata) if kept else (None, None)
-        if paired is not None:
-            score_name, score = "score", paired
-        chunks.append(
-            Chunk(
-                position=rank - 1,
-                text=str.__str__(document.page_content),
-                source_id=_identity_of(document, kept),
-                source_table=_text_of(kept, (TABLE_KEY,)) or table,
-                rank=rank,
-                score=score,
-                score_name=score_name,
-                retriever_run=run_id,
-                metadata=kept,
-            )
-        )
-    return tuple(chunks)
-
-
-def _identity_of(document: Any, metadata: Mapping[str, Json]) -> str | None:
-    own = getattr(document, "id", None)
-    if own is not None and own != "":
-        return str(own)
-    for key in ID_KEYS if metadata else ():
-        candidate = metadata.get(key)
-        if isinstance(candidate, str | int) and not isinstance(candidate, bool) and candidate != "":
-            return str(candidate)
-    return None
-
-
-def _score_of(metadata: Any) -> tuple[str | None, float | None]:
-    for key in SCORE_KEYS:
-        value = metadata.get(key)
-        if value is not None and _is_number(value):
-            named = metadata.get("score_name")  # a retriever that says what its score is
-            return named if key == "score" and isinstance(named, str) else key, float(value)
-    return None, None
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool | str):
-        return False
-    try:  # numpy scalars are numbers too
-        return isinstance(value, int | float) or (hasattr(value, "dtype") and float(value) is not None)
-    except (TypeError, ValueError):
-        return False
+def says_paused(outputs: Any) -> bool:
+    """Whether a graph's output says that it waits for somebody."""
+    return isinstance(outputs, dict) and "__interrupt__" in outputs
 
 
 def error_text(error: BaseException) -> str:
@@ -281,6 +248,11 @@ def error_text(error: BaseException) -> str:
     except Exception:
         message = "(its message cannot be read)"
     return (f"{type(error).__name__}: {message}" if message else type(error).__name__)[:_MAX_ERROR]
+
+
+def read_tags(tags: Any) -> tuple[str, ...]:
+    """The run's tags, bounded."""
+    return tuple(tag[:_MAX_TAG] for tag in islice(tags or (), _MAX_TAGS) if isinstance(tag, str))
 
 
 def read_metadata(metadata: Mapping[str, Any]) -> tuple[str | None, dict[str, Json]]:

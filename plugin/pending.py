@@ -4,64 +4,65 @@ Within a running chain they join its trace at once. Before one they wait in the 
 at most: a thread may serve another user next.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, Final
 
-from ragblame.plugin import payloads
 from ragblame.plugin.counters import counters
-from ragblame.plugin.run_tree import RunTree, open_runs
-from ragblame.records import Chunk
+from ragblame.plugin.host_context import current_tree
+from ragblame.plugin.passages import read_passages
+from ragblame.plugin.run_tree import Search, open_runs
 from ragblame.suppression import is_suppressed
 
 WAIT_SECONDS: Final = 60.0
+_MAX_WAITING: Final = 100  # searches of one context that nothing was asked after
 
-_pending: ContextVar[list[tuple[float, tuple[Chunk, ...]]] | None] = ContextVar(
-    "ragblame_pending", default=None
-)
+_pending: ContextVar[list[tuple[float, Search]] | None] = ContextVar("ragblame_pending", default=None)
 
 
-def record_retrieval(documents: Sequence[Any], *, source_table: str | None = None) -> None:
+def record_retrieval(
+    documents: Sequence[Any], *, source_table: str | None = None, query: str | None = None
+) -> None:
     """Tell the capture what was retrieved, for searches that do not go through a LangChain retriever.
 
     Call it inside a step of the chain, or right before the chain or model is called in the same context (the
     next captured run takes the documents, within 60 seconds). Documents need ``page_content`` and may carry
-    ``id`` and ``metadata``; pairs of document and score are read too. Never raises, never waits.
+    ``id`` and ``metadata``; pairs of document and score are read too. ``query`` is what was searched for.
+    Never raises, never waits.
     """
     if is_suppressed():
         return
     try:
-        chunks = payloads.read_chunks(documents, None, source_table)
-        tree = _current_tree()
+        passages, found = read_passages(documents)
+        search = Search(
+            run_id=None,
+            query=query,
+            name="record_retrieval",
+            table=source_table,
+            passages=passages,
+            found=found,
+        )
+        tree = current_tree()
         if tree is not None:
-            tree.recorded.extend(chunks)
-            open_runs.hold(tree, *(chunk.text for chunk in chunks))
+            tree.told.append(search)
+            open_runs.hold(tree, *(passage.text for passage in passages))
             return
         waiting = _pending.get()
         if waiting is None:
             waiting = []
             _pending.set(waiting)
-        waiting.append((time.monotonic(), chunks))
+        waiting.append((time.monotonic(), search))
+        del waiting[:-_MAX_WAITING]
     except Exception as error:
         counters.note_fault(error)
 
 
-def take_pending() -> list[Chunk]:
+def take_pending() -> list[Search]:
     """What waits in this context for its run, once. The list itself is shared with copied contexts."""
     waiting = _pending.get()
     if not waiting:
         return []
     taken, waiting[:] = list(waiting), []
     oldest = time.monotonic() - WAIT_SECONDS
-    return [chunk for at, chunks in taken if at >= oldest for chunk in chunks]
-
-
-def _current_tree() -> RunTree | None:
-    """The tree of the LangChain step that runs in this context, if LangChain is at work at all."""
-    config_module = sys.modules.get("langchain_core.runnables.config")
-    config = config_module.var_child_runnable_config.get() if config_module is not None else None
-    run_id = getattr((config or {}).get("callbacks"), "parent_run_id", None)
-    tree = open_runs.find(run_id) if run_id is not None else None
-    return tree if tree is not None and tree.ended is None else None
+    return [search for at, search in taken if at >= oldest]

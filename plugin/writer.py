@@ -50,6 +50,7 @@ class Writer:
                 max_field=settings.capture_max_field,
                 max_chunks=settings.capture_max_chunks,
                 app=settings.app,
+                sample_rate=settings.capture_sample_rate,
             )
         self.spool = Spool(data_dir / "spool", settings.spool_max_bytes if settings else 512_000_000)
         self.is_clean = True  # nothing of this process waits on the spool or was lost

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from ragblame.attribution.debugger import Debugger
     from ragblame.plugin.attach import attach, detach
     from ragblame.plugin.handler import BlameHandler
+    from ragblame.plugin.host_context import propagate
     from ragblame.plugin.pending import record_retrieval
     from ragblame.plugin.recorder import flush
+    from ragblame.plugin.sampling import keep
     from ragblame.records import Chunk, Trace
 
 __version__ = "0.1.0"
@@ -26,6 +28,8 @@ __all__ = [
     "attach",
     "detach",
     "flush",
+    "keep",
+    "propagate",
     "record_retrieval",
 ]
 
@@ -33,6 +37,8 @@ _HOMES = {
     "attach": "ragblame.plugin.attach",
     "detach": "ragblame.plugin.attach",
     "flush": "ragblame.plugin.recorder",
+    "keep": "ragblame.plugin.sampling",
+    "propagate": "ragblame.plugin.host_context",
     "record_retrieval": "ragblame.plugin.pending",
     "BlameHandler": "ragblame.plugin.handler",
     "Debugger": "ragblame.attribution.debugger",

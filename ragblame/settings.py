@@ -57,6 +57,7 @@ class Settings(BaseSettings):
 
     capture_max_field: Annotated[int, Field(ge=1_000)] = 1_000_000  # code points kept of any one text
     capture_max_chunks: Annotated[int, Field(ge=1)] = 200  # chunks kept of one trace
+    capture_sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # share of the answers recorded
     queue_max_traces: Annotated[int, Field(ge=1)] = 10_000  # waiting in memory for the writer
     queue_max_bytes: Annotated[int, Field(ge=1_000_000)] = 64_000_000
     spool_max_bytes: Annotated[int, Field(ge=0)] = 512_000_000  # on disk while PostgreSQL is away

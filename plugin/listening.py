@@ -1,0 +1,158 @@
+"""What the handler does with an event, whichever kind it is: enter a run, note what it carries, end a tree.
+
+The host's values are read through ``tried``: an object that fails when looked at costs what it would have
+told, never the rest of the trace.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeVar
+from uuid import UUID
+
+from ragblame.plugin import payloads
+from ragblame.plugin.counters import counters
+from ragblame.plugin.endings import status_of
+from ragblame.plugin.passages import documents_in, read_passages
+from ragblame.plugin.pending import take_pending
+from ragblame.plugin.recorder import recorder
+from ragblame.plugin.run_tree import RunTree, Search, branch_of, open_runs
+from ragblame.plugin.sampling import IGNORE_TAG, KEEP_TAG
+from ragblame.records import Json, Trace, TraceStatus
+
+_Result = TypeVar("_Result")
+_MAX_PASSED: Final = 1_000  # documents kept of a tree that has no retriever event
+# What is taken for a value that cannot be read.
+_NO_TEXTS: Final[tuple[str, ...]] = ()
+_NO_ANSWER: Final[str | None] = None
+_NO_DOCUMENTS: Final[Sequence[Any]] = ()
+
+
+class Options(Protocol):
+    """What a handler was told, for the trees it hears of."""
+
+    app: str | None
+    source_table: str | None
+    sink: Callable[[Trace], object] | None
+    sample_rate: float | None
+    explicit: bool
+
+
+def start(
+    handler: Options, run_id: UUID, source: object, event: Mapping[str, Any], *, takes_pending: bool = True
+) -> RunTree | None:
+    """Enter the run; returns its tree when this is the first handler to tell of it.
+
+    ``source`` is what the run was called with.
+    """
+    tree, is_news = open_runs.start(run_id, event.get("parent_run_id"), source)
+    if tree is None:
+        return None
+    if tree.heard_by is not handler:
+        _take_options(tree, handler)
+    if not is_news:
+        return None
+    for given_up in open_runs.overdue(tree):
+        finish(given_up)
+    tags = event.get("tags")
+    if run_id.int != tree.root:
+        if tags and (branch := branch_of(tags)) is not None:
+            tree.branches[run_id.int] = branch
+        return tree
+    if takes_pending:
+        tree.told.extend(take_pending())
+    if tags:
+        tree.tags = payloads.read_tags(tags)
+        tree.is_muted = tree.is_muted or IGNORE_TAG in tree.tags
+        tree.kept_for = f"tag {KEEP_TAG}" if KEEP_TAG in tree.tags else None
+    if event.get("metadata"):
+        unreadable: tuple[str | None, dict[str, Json]] = (None, {})
+        tree.session_id, tree.metadata = tried(
+            payloads.read_metadata, event["metadata"], otherwise=unreadable
+        )
+    return tree
+
+
+def _take_options(tree: RunTree, handler: Options) -> None:
+    tree.heard_by = handler
+    if handler.explicit:
+        tree.explicit = True
+    tree.app = tree.app or handler.app
+    tree.table = tree.table or handler.source_table
+    tree.sink = tree.sink or handler.sink
+    if tree.sample_rate is None:
+        tree.sample_rate = handler.sample_rate
+
+
+def note_question(tree: RunTree, inputs: Any) -> None:
+    """Texts of an input that may be the question."""
+    tree.questions = tried(payloads.question_texts, inputs, otherwise=_NO_TEXTS)
+    open_runs.hold(tree, *tree.questions)
+
+
+def note_answer(tree: RunTree, outputs: Any) -> None:
+    """What the root's output says to the user."""
+    tree.answer = tried(payloads.answer_text, outputs, otherwise=_NO_ANSWER)
+    open_runs.hold(tree, tree.answer)
+
+
+def note_documents(tree: RunTree, value: Any) -> None:
+    """Documents that pass between steps: all there is when a chain searches without a retriever."""
+    if tree.has_retrieved or not isinstance(value, list | tuple | dict) or len(tree.passed) >= _MAX_PASSED:
+        return
+    documents = tried(documents_in, value, otherwise=_NO_DOCUMENTS)
+    for passage in read_passages(documents)[0] if documents else ():
+        if tree.passed.setdefault((passage.identity, passage.text), passage) is passage:
+            open_runs.hold(tree, passage.text)
+
+
+def note_found(tree: RunTree, search: Search, documents: Sequence[Any]) -> None:
+    """A search's result, as it is now."""
+    search.passages, search.found = read_passages(documents)
+    if search.passages:
+        tree.has_retrieved = True
+        open_runs.hold(tree, *(passage.text for passage in search.passages))
+
+
+def note_tool_search(tree: RunTree, run_id: UUID, output: Any, name: object) -> None:
+    """Documents in a tool's output or artifact are a search of its own, unless a retriever ran inside."""
+    documents = tried(_documents_of_tool, output, otherwise=_NO_DOCUMENTS)
+    if not documents or run_id.int in tree.searches or tree.has_search_under(run_id.int):
+        return
+    search = Search(
+        run_id=run_id,
+        query=None,
+        name=name if isinstance(name, str) else None,
+        table=tree.table,
+        is_nested=tree.is_in_retriever(tree.parents.get(run_id.int)),
+    )
+    note_found(tree, search, documents)
+    tree.searches[run_id.int] = search
+
+
+def _documents_of_tool(output: Any) -> Sequence[Any]:
+    return documents_in(getattr(output, "artifact", None)) or documents_in(output)
+
+
+def fail(tree: RunTree, error: BaseException) -> None:
+    """The root ended by an exception."""
+    tree.status = status_of(error)
+    if tree.status is not TraceStatus.ABANDONED:
+        tree.error = payloads.error_text(error)
+    finish(tree)
+
+
+def finish(tree: RunTree) -> None:
+    """The root ended, or the tree is given up: hand it over."""
+    open_runs.end(tree)
+    if tree.is_worth_keeping:
+        recorder().submit(tree)
+    else:
+        open_runs.seal(tree)
+
+
+def tried(read: Callable[[Any], _Result], value: Any, *, otherwise: _Result) -> _Result:
+    """What ``read`` makes of the host's value; ``otherwise``, and a count, when that fails."""
+    try:
+        return read(value)
+    except Exception as error:
+        counters.note_fault(error)
+        return otherwise
