@@ -120,10 +120,11 @@ class _Cleaner:
         )
 
     def _text(self, text: str) -> str:
-        text = clean_text(text)
+        text = str.__str__(text)
         room = max(self.characters, 0)
         self.characters -= len(text)
-        return text if len(text) <= room else f"{text[:room]}…"
+        kept = clean_text(text[:room])  # cut first: cleaning megabytes that are thrown away costs the host
+        return kept if len(text) <= room else f"{kept}…"
 
 
 def _rest(entry: object, count: int) -> str:
