@@ -1,4 +1,4 @@
-"""Longest common blocks of chunks and messages, for chunks that stand in a prompt only in part.
+"""Common blocks of chunks and messages, for chunks that stand in a prompt only in part or edited.
 
 Seeds of the chunks on a stride are looked up at every place of the messages and grown both ways, so the cost
 is linear in the prompt; periodic text is bounded by budgets, which can only lose a block, never invent one.
@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ragblame.attribution.places import Claims, Normalised, Place
+from ragblame.records import MASK
 
-MIN_PARTIAL = 40  # code points: a shorter common block is as likely a turn of phrase as the chunk itself
+MIN_PARTIAL = 40  # code points: less common text is as likely a turn of phrase as the chunk itself
 SEED = MIN_PARTIAL // 2  # any common block of MIN_PARTIAL holds one whole seed on this stride
 MAX_SEEDS = 5_000  # per chunk; a longer chunk is sampled more coarsely
 MAX_SAME_SEED = 2  # equal seeds of one chunk that are looked up
@@ -31,39 +32,10 @@ class Block:
         return self.place.end - self.place.start
 
 
-def find_blocks(
-    needles: Mapping[int, Normalised], messages: Sequence[Normalised], claims: Claims
-) -> dict[int, Block]:
-    """The longest free common block of each chunk, by the chunk's key; claims it.
-
-    Chunks without one are left out; chunks with the same text share one where there are not enough. A block
-    has at least ``MIN_PARTIAL`` code points and a twentieth of its chunk.
-    """
-    queue = sorted(
-        ((block, key) for key, found in _grown(needles, messages, claims).items() for block in found),
-        key=lambda pair: (-pair[0].length, pair[1], pair[0].place.start),
-    )
-    chosen: dict[int, Block] = {}
-    by_text: dict[str, Block] = {}
-    for block, key in queue:
-        text = needles[key].text
-        is_enough = block.length >= max(MIN_PARTIAL, len(text) // 20)
-        if is_enough and key not in chosen and claims.is_free(block.place):
-            claims.take(block.place)
-            chosen[key] = block
-            by_text.setdefault(text, block)
-    shared = {
-        key: by_text[needle.text]
-        for key, needle in needles.items()
-        if key not in chosen and needle.text in by_text
-    }
-    return chosen | shared
-
-
-def _grown(
+def common_blocks(
     needles: Mapping[int, Normalised], messages: Sequence[Normalised], claims: Claims
 ) -> dict[int, list[Block]]:
-    """Common blocks of every chunk with the free parts of the messages."""
+    """Common blocks of every chunk, by its key, with the free parts of the messages."""
     seeds: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for key, needle in needles.items():
         stride = max(SEED, len(needle.text) // MAX_SEEDS)
@@ -71,7 +43,7 @@ def _grown(
         for offset in range(0, len(needle.text) - SEED + 1, stride):
             seed = needle.text[offset : offset + SEED]
             seen[seed] += 1
-            if seen[seed] <= MAX_SAME_SEED:
+            if seen[seed] <= MAX_SAME_SEED and seed.count(MASK) < SEED // 2:
                 seeds[seed].append((key, offset))
     blocks: dict[int, list[Block]] = defaultdict(list)
     done: dict[tuple[int, int, int], int] = {}  # message, chunk, diagonal -> end of its last block

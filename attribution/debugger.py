@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ragblame.attribution.alignment import align_chunks
+from ragblame.attribution.alignment_notes import alignment_notes
 from ragblame.attribution.inputs import ChunkInput, PromptInput, trace_of
 from ragblame.attribution.repetitions import repetitions
 from ragblame.attribution.spans import segment
@@ -203,7 +204,11 @@ class _Run:
             decision = decide(finding.support, influence, self.thresholds)
             verdicts.append(judge(trace, span, finding, decision, influence, self.thresholds))
         self.progress("verdict", 1.0)
-        notes = [*([segmentation.note] if segmentation.note else []), *measured.notes]
+        notes = [
+            *([segmentation.note] if segmentation.note else []),
+            *alignment_notes(alignments),
+            *measured.notes,
+        ]
         return Explanation(
             trace=trace,
             scorer=self._ref(),

@@ -14,9 +14,10 @@ from dataclasses import dataclass, fields, replace
 
 from ragblame.attribution.layout import Layout, encodable
 from ragblame.attribution.methods.coalitions import members
+from ragblame.attribution.pairing import paired
 from ragblame.attribution.regions import Region, Unit, remove
 from ragblame.attribution.sentences import split_sentences
-from ragblame.errors import AlignmentError, InputError
+from ragblame.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,22 +115,12 @@ def _sentences(layout: Layout, region: Region) -> list[Region]:
 def _in_chunk(layout: Layout, region: Region, start: int, end: int) -> tuple[int, int]:
     """Code points of the chunk's own text for ``[start, end)`` of its text in the prompt.
 
-    The two agree up to white space, so other characters are paired in order; the part begins and ends with
-    one.
+    The part begins and ends with a visible character, which stands in both texts.
     """
     shown = layout.prompt[region.start : region.end]
     first, last = region.found
-    own = encodable(layout.chunks[region.position].text)[first:last]
-    if shown == own:
-        return first + start, first + end
-    visible = [index for index, char in enumerate(own) if not char.isspace()]
-    before = sum(not char.isspace() for char in shown[:start])
-    upto = before + sum(not char.isspace() for char in shown[start:end])
-    if upto > len(visible):
-        raise AlignmentError(
-            f"the prompt does not hold chunk {region.position + 1} where it should: align the trace again"
-        )
-    return first + visible[before], first + visible[upto - 1] + 1
+    places = paired(encodable(layout.chunks[region.position].text)[first:last], shown)
+    return first + places[start], first + places[end - 1] + 1
 
 
 def _reduced(unit: Unit, stretches: dict[int, list[tuple[int, int]]], everybody: int) -> Unit:

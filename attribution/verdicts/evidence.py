@@ -188,7 +188,8 @@ class Evidence:
                 entities=entities,
                 subject=carried,
                 quantities=tuple(find_quantities(text)),
-                is_in_prompt=alignments is None or _is_seen(by_position.get(chunk.position), low, high),
+                is_in_prompt=alignments is None
+                or _is_seen(by_position.get(chunk.position), chunk.text, low, high),
             )
             self.sentences.append(sentence)
             for stem in sentence.reach:
@@ -258,9 +259,12 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-def _is_seen(alignment: Alignment | None, start: int, end: int) -> bool:
+def _is_seen(alignment: Alignment | None, text: str, start: int, end: int) -> bool:
+    """Whether ``[start, end)`` of a chunk's text stood in the prompt, but for punctuation and white space."""
     if alignment is None or alignment.state is AlignmentState.MISSING:
         return False
     if alignment.state is not AlignmentState.PARTIAL or alignment.found is None:
         return True
-    return alignment.found[0] <= start and end <= alignment.found[1]
+    lost = (text[max(low, start) : min(high, end)] for low, high in alignment.absent)
+    is_within = alignment.found[0] <= start and end <= alignment.found[1]
+    return is_within and not any(char.isalnum() for part in lost for char in part)
