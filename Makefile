@@ -119,11 +119,20 @@ bench-capture: $(BENCH)/.peers  ## what the callback adds to a chain, beside Lan
 bench-attribution: $(VENV)/.dev  ## what attributing one answer costs, beside captum on the same work
 	@$(BIN)/python benchmarks/attribution_cost.py --write
 
-bench-methods: $(VENV)/.dev  ## coalitions, sampled shares, saliency, rollout: beside captum, shap, the textbook (an hour)
-	@$(BIN)/python benchmarks/chunk_shap.py --write
-	@$(BIN)/python benchmarks/sampled_shapley.py --write
-	@$(BIN)/python benchmarks/saliency.py --write
-	@$(BIN)/python benchmarks/rollout.py --long --write
+METHODS := build/bench-methods
+
+$(METHODS)/.peers: benchmarks/method_peers.txt constraints.txt pyproject.toml
+	@$(PYTHON) -m venv $(METHODS) >/dev/null 2>&1 || { rm -rf $(METHODS); $(PYTHON) -m venv --without-pip $(METHODS) && $(PYTHON) -m pip --python $(METHODS)/bin/python install -q pip; }
+	@$(METHODS)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[all]' -r benchmarks/method_peers.txt
+	@touch $@
+
+bench-methods: $(METHODS)/.peers  ## coalitions, sampled shares, saliency, rollout: beside captum, shap, context-cite, inseq (an hour)
+	@$(METHODS)/bin/python benchmarks/chunk_shap.py --write
+	@$(METHODS)/bin/python benchmarks/chunk_shap.py --long --quick --write
+	@$(METHODS)/bin/python benchmarks/chunk_shap.py --growth --write
+	@$(METHODS)/bin/python benchmarks/sampled_shapley.py --write
+	@$(METHODS)/bin/python benchmarks/saliency.py --write
+	@$(METHODS)/bin/python benchmarks/rollout.py --long --write
 
 clean:  ## remove the virtual environment and build outputs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

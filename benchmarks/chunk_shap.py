@@ -1,261 +1,249 @@
 """What all coalitions of a RAG prompt cost along their prefix tree, beside independent scoring and the peers.
 
-The work, W: 8 chunks of 120 tokens, a question, an answer of 64 tokens, 1,055 in all; a random Llama of
-33 million parameters in float32 on one thread, on which speed alone means anything. Everybody scores the same
-answer with the same chunks deleted from the same prompt, and values are checked equal before any time is
-printed. With `--quick` independent scoring and the peers run on a part of their evaluations and the seconds
-are scaled up by tokens or evaluations, as the table says. captum's exact ShapleyValues needs 8! x 8 = 322,560
-evaluations and is not run; its sampling stands for it. context-cite gives no Shapley values and is left out.
-Run: python benchmarks/chunk_shap.py [--quick] [--json] [--write]
+The work is W of workload.py (`--long`: W-long), on one thread. Everybody scores the same answer with the same
+chunks deleted from the same prompt, and values are checked equal before any time is printed. captum's exact
+ShapleyValues needs 8! x 8 = 322,560 evaluations and is not run; its sampling stands for it. context-cite
+gives weights of its own, not Shapley values: what its 64 ablations cost is compared with all 256, and its
+error against exact shares with that of sampling which stops as soon as it is no worse. With `--quick`
+independent scoring, captum and shap run on a part of their evaluations, and their seconds are scaled up by
+tokens or evaluations, as the table says. `--growth` shows the cost for 4 to 12 chunks instead.
+Run: make bench-methods, which brings context-cite, or
+python benchmarks/chunk_shap.py [--quick] [--long] [--growth] [--json] [--write]
 """
 
 import resource
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import shap
 import torch
-from captum.attr import LLMAttribution, ShapleyValueSampling, TextTemplateInput
-from evidence import bar, report
+from chunk_peers import (
+    ABLATIONS,
+    ORDERS,
+    TOLERANCE,
+    PeerRun,
+    captum_sampling,
+    context_cite,
+    has_context_cite,
+    shap_exact,
+)
+from evidence import bar, report, spread
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from workload import SEED, W_LONG, Shape, W, Work, spans_of, work
 
-from ragblame.attribution.layout import Layout, build_layout
+from ragblame.attribution.evaluation.evidence import Bar
 from ragblame.attribution.methods.coalitions import all_masks
+from ragblame.attribution.methods.sampled_shapley import least_budget, sample_games
 from ragblame.attribution.methods.shapley import exact_shapley
-from ragblame.attribution.scorer import TransformersScorer, spent_since
-from ragblame.records import Alignment, AlignmentState, Chunk, Message, Trace
-from ragblame.traces import new_trace_id
+from ragblame.attribution.methods.span_values import span_values
+from ragblame.attribution.scorer import spent_since
 
-CHUNKS, CHUNK_TOKENS, HEAD_TOKENS, TAIL_TOKENS, ANSWER_TOKENS = 8, 120, 3, 28, 64
-VOCABULARY = 6000
-SEED = 0
+SPANS = 4
 SAMPLE = 32  # coalitions of independent scoring with --quick
-ORDERS = 25  # captum's default of sampled orders; one with --quick
-TOLERANCE = 1e-4  # nats, of a token's log-probability
-
-
-def work() -> tuple[TransformersScorer, Layout, list[str], str]:
-    """Scorer and layout of W, the texts of its chunks and of its answer."""
-    generator = np.random.default_rng(SEED)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    make: Any = PreTrainedTokenizerFast
-    tokenizer = make(tokenizer_object=words)
-
-    def text(count: int) -> str:
-        return " ".join(f"w{i}" for i in generator.integers(1, VOCABULARY, count))
-
-    prompt, alignments, chunks = text(HEAD_TOKENS), [], [text(CHUNK_TOKENS) for _ in range(CHUNKS)]
-    for position, chunk in enumerate(chunks):
-        start = len(prompt) + 1
-        alignments.append(
-            Alignment(
-                position=position,
-                state=AlignmentState.EXACT,
-                message=0,
-                start=start,
-                end=start + len(chunk),
-                found=(0, len(chunk)),
-            )
-        )
-        prompt += "\n" + chunk
-    trace = Trace(
-        id=new_trace_id(),
-        app="benchmark",
-        question="",
-        chunks=tuple(Chunk(position=position, text=chunk) for position, chunk in enumerate(chunks)),
-        prompt=(Message(role="prompt", text=prompt + "\n" + text(TAIL_TOKENS)),),
-        answer=text(ANSWER_TOKENS),
-        started_at=datetime.now(UTC),
-    )
-    torch.manual_seed(SEED)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=2048,
-    )
-    build: Any = AutoModelForCausalLM.from_config
-    scorer = TransformersScorer(build(config, dtype=torch.float32), tokenizer)
-    return scorer, build_layout(trace, alignments, tokenizer), chunks, trace.answer
+REPEATS = 3  # of ours and of context-cite, in turn; one with --quick
+SEEDS = 8  # of the sampling whose error is compared
+COUNTS = (4, 6, 8, 10, 12)  # chunks with --growth
 
 
 def main() -> None:
     """Check equal, measure, report."""
     torch.set_num_threads(1)
-    quick = "--quick" in sys.argv
-    scorer, layout, chunks, answer = work()
-    masks = all_masks(CHUNKS)
-    sizes = {mask: len(layout.prompt_ids(mask)) + len(layout.answer_ids) for mask in masks}
-    every = sum(sizes.values())
-    part = np.random.default_rng(SEED).permutation(len(masks))[:SAMPLE].tolist() if quick else list(masks)
-    scale = every / sum(sizes[mask] for mask in part)
-    scorer.score(layout, masks[:8])  # warm
+    if "--growth" in sys.argv:
+        grow()
+    else:
+        compare(W_LONG if "--long" in sys.argv else W, is_quick="--quick" in sys.argv)
 
+
+def compare(shape: Shape, *, is_quick: bool) -> None:
+    """Ours and the peers on one shape of work."""
     rows: list[dict[str, Any]] = []
-    tree, tree_seconds = ours(scorer, layout, masks, rows, "prefix tree", 1.0)
-    scorer.shares_prefixes = False
-    independent = []
+    bars: list[Bar] = []
+    done = work(shape)
+    masks = all_masks(shape.chunks)
+    done.scorer.score(done.layout, masks[:8])  # warm
+    repeats = 1 if is_quick else REPEATS
+    own: list[float] = []
+    peer: list[tuple[PeerRun, NDArray[np.float64]]] = []
+    table, cost = np.zeros(0, dtype=np.float32), (0, 0)
+    for _ in range(repeats):
+        table, seconds, cost = score(done, masks)
+        own.append(seconds)
+        if has_context_cite():
+            peer.append(context_cite(done, table, SPANS))
+    tree = spread(own)[0]
+    rows.append(_row("prefix tree", len(masks), *cost, own, 1.0, "exact"))
+    independent = alone(done, masks, table, rows, is_quick=is_quick)
+    bars.append(bar("tree / cheaper independent scoring, CPU seconds", tree / independent, "<=", 0.42))
+    captum = captum_sampling(done, 1 if is_quick else ORDERS, table)
+    rows.append(_peer_row(f"captum sampling, {ORDERS} orders", [captum], "sampled"))
+    bars.append(bar("captum's default sampling / tree, CPU seconds", captum.seconds / tree, ">=", 2.0))
+    shares = exact_shapley(table.sum(axis=1, dtype=np.float64))
+    shap = shap_exact(done, table, shares, 16 if is_quick else 1)
+    rows.append(_peer_row("shap Exact", [shap], "exact"))
+    if peer:
+        adaptive(done, table, peer, tree, rows, bars, repeats)
+    else:
+        rows.append(dict.fromkeys(rows[0], "–") | {"method": "context-cite: not installed"})
+    report(f"chunk Shapley on {shape.name}", rows, bars, seed=SEED)
+
+
+def score(done: Work, masks: Sequence[int]) -> tuple[NDArray[np.float32], float, tuple[int, int]]:
+    """Values [coalition, token], CPU seconds, (forwards, tokens)."""
+    before, started = done.scorer.cost, time.process_time()
+    values = done.scorer.score(done.layout, masks)
+    seconds = time.process_time() - started
+    cost = spent_since(done.scorer, before)
+    return values, seconds, (cost.forwards, cost.tokens)
+
+
+def alone(
+    done: Work,
+    masks: Sequence[int],
+    table: NDArray[np.float32],
+    rows: list[dict[str, Any]],
+    *,
+    is_quick: bool,
+) -> float:
+    """Independent scoring one by one and in batches, checked equal to the tree; seconds of the cheaper."""
+    layout = done.layout
+    sizes = [len(layout.prompt_ids(mask)) + len(layout.answer_ids) for mask in masks]
+    part = np.random.default_rng(SEED).permutation(len(masks))[:SAMPLE].tolist() if is_quick else list(masks)
+    scale = sum(sizes) / sum(sizes[mask] for mask in part)
+    done.scorer.shares_prefixes, usual = False, done.scorer.batch_size
+    found = []
     for batch_size in (1, 16):
-        scorer.batch_size = batch_size
-        name = f"independent, batch {batch_size}"
-        values, seconds = ours(scorer, layout, part, rows, name, scale)
-        independent.append(seconds)
-        worst = float(np.abs(values - tree[part]).max())
+        done.scorer.batch_size = batch_size
+        values, seconds, cost = score(done, part)
+        worst = float(np.abs(values - table[part]).max())
         if worst > TOLERANCE:
             raise SystemExit(f"tree and independent scoring differ by {worst:.1e} nats: nothing to compare")
-    shares = exact_shapley(tree.sum(axis=1, dtype=np.float64))
-    captum_seconds = captum_sampling(scorer, layout, chunks, answer, 1 if quick else ORDERS, rows, tree)
-    shap_exact(scorer, layout, tree, rows, shares, sizes, quick)
-    best = min(independent)
-    report(
-        "chunk Shapley on W",
-        rows,
-        [
-            bar("tree / cheaper independent scoring, CPU seconds", tree_seconds / best, "<=", 0.42),
-            bar("captum's default sampling / tree, CPU seconds", captum_seconds / tree_seconds, ">=", 1.0),
-        ],
-        seed=SEED,
+        found.append(seconds * scale)
+        rows.append(_row(f"independent, batch {batch_size}", len(part), *cost, found[-1:], scale, "exact"))
+    done.scorer.shares_prefixes, done.scorer.batch_size = True, usual
+    return min(found)
+
+
+def adaptive(
+    done: Work,
+    table: NDArray[np.float32],
+    peer: Sequence[tuple[PeerRun, NDArray[np.float64]]],
+    tree: float,
+    rows: list[dict[str, Any]],
+    bars: list[Bar],
+    repeats: int,
+) -> None:
+    """context-cite's cost and error, and sampling that is let run until its error is no larger."""
+    spans = spans_of(done.layout, SPANS)
+    values = span_values(done.layout, table, spans)  # [coalition, span]
+    truth = exact_shapley(values)  # [chunk, span]
+    runs, weights = [run for run, _ in peer], peer[0][1]
+    theirs = float(np.sqrt(np.mean((weights.T - truth) ** 2)))
+    seconds = spread([run.seconds for run in runs])[0]
+    rows.append(_peer_row(f"context-cite, {ABLATIONS} ablations", runs, f"RMSE {theirs:.3g} nats"))
+    budget, errors = least_budget(done.shape.chunks), [float("inf")]
+    while spread(errors)[0] > theirs and budget < len(table):
+        errors = [_error(values, truth, budget, seed) for seed in range(SEEDS)]
+        budget += 2
+    budget -= 2
+    times: list[float] = []
+    cost = (0, 0)
+    for seed in range(repeats):
+        before, started = done.scorer.cost, time.process_time()
+        found = sample_games(
+            lambda asked: span_values(done.layout, done.scorer.score(done.layout, asked), spans),
+            done.shape.chunks,
+            budget=budget,
+            precision=0.0,
+            seed=seed,
+        )
+        times.append(time.process_time() - started)
+        spent = spent_since(done.scorer, before)
+        cost = (spent.forwards, spent.tokens)
+        assert len(found.masks) <= budget
+    rows.append(
+        _row(
+            "sampled, no worse than context-cite",
+            budget,
+            *cost,
+            times,
+            1.0,
+            f"RMSE {spread(errors)[0]:.3g} nats",
+        )
+    )
+    bars.append(bar("tree / context-cite, CPU seconds", tree / seconds, "<=", 1.4))
+    bars.append(
+        bar(
+            "sampled to context-cite's error / context-cite, CPU seconds",
+            spread(times)[0] / seconds,
+            "<=",
+            0.5,
+        )
     )
 
 
-def ours(
-    scorer: TransformersScorer,
-    layout: Layout,
-    masks: Sequence[int],
-    rows: list[dict[str, Any]],
-    name: str,
-    scale: float,
-) -> tuple[NDArray[np.float32], float]:
-    """Score, note a row, return values and the seconds of all coalitions."""
-    before, started = scorer.cost, time.process_time()
-    values = scorer.score(layout, masks)
-    seconds = (time.process_time() - started) * scale
-    cost = spent_since(scorer, before)
-    rows.append(_row(name, len(masks), cost.forwards, cost.tokens, seconds, scale, "exact"))
-    return values, seconds
+def _error(values: NDArray[np.float64], truth: NDArray[np.float64], budget: int, seed: int) -> float:
+    """Root-mean-square error of sampling so many coalitions, over chunks and spans, nats."""
+    players = len(truth)
+    found = sample_games(lambda asked: values[list(asked)], players, budget=budget, precision=0.0, seed=seed)
+    return float(np.sqrt(np.mean((found.shares - truth) ** 2)))
+
+
+def grow() -> None:
+    """Tokens and seconds of exact Shapley as chunks are added; independent scoring is scaled from a part."""
+    rows: list[dict[str, Any]] = []
+    for count in COUNTS:
+        done = work(Shape(name=f"{count} chunks", chunks=count))
+        masks = all_masks(count)
+        done.scorer.score(done.layout, masks[:8])  # warm
+        _, seconds, (forwards, tokens) = score(done, masks)
+        sizes = [len(done.layout.prompt_ids(mask)) + len(done.layout.answer_ids) for mask in masks]
+        part = np.random.default_rng(SEED).permutation(len(masks))[: min(8, len(masks))].tolist()
+        done.scorer.shares_prefixes, done.scorer.batch_size = False, 1
+        _, alone_seconds, _ = score(done, part)
+        scale = sum(sizes) / sum(sizes[mask] for mask in part)
+        rows.append(
+            {
+                "chunks": count,
+                "coalitions": len(masks),
+                "tokens": tokens,
+                "part of independent tokens": tokens / sum(sizes),
+                "forwards": forwards,
+                "CPU s": seconds,
+                "part of independent CPU s": seconds / (alone_seconds * scale),
+            }
+        )
+    report("growth of exact Shapley", rows, [], seed=SEED)
 
 
 def _row(
-    name: str, evaluations: int, forwards: int, tokens: int, seconds: float, scale: float, result: str
+    name: str,
+    evaluations: int,
+    forwards: int,
+    tokens: int,
+    seconds: Sequence[float],
+    scale: float,
+    result: str,
 ) -> dict[str, Any]:
+    middle, low, high = spread(seconds)
     return {
         "method": name,
         "evaluations run": evaluations,
         "forwards": forwards,
         "tokens": tokens,
-        "CPU s": seconds,
+        "CPU s": middle,
+        "quartiles": f"{low:.1f}–{high:.1f}",
         "scaled by": scale,
         "result": result,
         "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def captum_sampling(
-    scorer: TransformersScorer,
-    layout: Layout,
-    chunks: Sequence[str],
-    answer: str,
-    orders: int,
-    rows: list[dict[str, Any]],
-    tree: NDArray[np.float32],
-) -> float:
-    """Seconds of captum's sampled Shapley values at its default of 25 orders, timed on ``orders``."""
-    full = layout.prompt_text(layout.full_mask)
-    template, at = "", 0
-    for chunk in chunks:
-        start = full.index(chunk, at)
-        template += full[at:start] + "{}"
-        at = start + len(chunk)
-    template += full[at:]
-    lengths: list[int] = []
-    embeddings = scorer.model.get_input_embeddings()  # captum calls model.forward, which runs no hook
-    handle = embeddings.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].numel()))
-    attribution = LLMAttribution(ShapleyValueSampling(scorer.model), scorer.tokenizer)
-    inputs = TextTemplateInput(template=template, values=list(chunks), baselines=[""] * len(chunks))
-    started = time.process_time()
-    result = attribution.attribute(inputs, target=answer + " ", n_samples=orders, forward_in_tokens=False)
-    seconds = time.process_time() - started
-    handle.remove()
-    gap = abs(float(result.seq_attr.sum()) - float((tree[-1] - tree[0]).sum(dtype=np.float64)))
-    if gap > TOLERANCE * ANSWER_TOKENS:
-        raise SystemExit(f"captum's v(all) - v(none) differs from ours by {gap:.1e}: nothing to compare")
-    scale = (1 + ORDERS * CHUNKS) / len(lengths)
-    rows.append(
-        _row(
-            f"captum sampling, {ORDERS} orders",
-            len(lengths),
-            len(lengths),
-            sum(lengths),
-            seconds * scale,
-            scale,
-            "sampled",
-        )
-    )
-    return seconds * scale
-
-
-def shap_exact(
-    scorer: TransformersScorer,
-    layout: Layout,
-    tree: NDArray[np.float32],
-    rows: list[dict[str, Any]],
-    shares: NDArray[np.float64],
-    sizes: dict[int, int],
-    quick: bool,
-) -> None:
-    """shap's exact explainer over a hand-written chunk function, the only way it takes chunks.
-
-    With ``quick`` the function looks its values up and one full forward is timed for each 16th coalition.
-    """
-    timed: list[int] = []
-    spent = 0.0
-
-    def value(present: NDArray[np.bool_]) -> NDArray[np.float64]:
-        nonlocal spent
-        out = []
-        for line in present:
-            mask = sum(1 << i for i, here in enumerate(line) if here)
-            if quick and mask % 16 != 5:
-                out.append(float(tree[mask].sum(dtype=np.float64)))
-                continue
-            ids = torch.tensor([layout.prompt_ids(mask) + layout.answer_ids])
-            started = time.process_time()
-            with torch.inference_mode():
-                logits = scorer.model(input_ids=ids, use_cache=False).logits[0, -ANSWER_TOKENS - 1 : -1]
-            chosen = torch.log_softmax(logits.double(), dim=-1)[
-                torch.arange(ANSWER_TOKENS), torch.tensor(layout.answer_ids)
-            ]
-            spent += time.process_time() - started
-            timed.append(sizes[mask])
-            out.append(float(chosen.sum()))
-        return np.array(out)
-
-    explainer = shap.explainers.Exact(value, np.zeros((1, CHUNKS), dtype=bool))
-    theirs = explainer(np.ones((1, CHUNKS), dtype=bool)).values[0]
-    worst = float(np.abs(theirs - shares).max())
-    if worst > TOLERANCE * ANSWER_TOKENS:
-        raise SystemExit(f"shap's shares differ from ours by {worst:.1e} nats: nothing to compare")
-    scale = sum(sizes.values()) / sum(timed)
-    rows.append(
-        _row(
-            "shap Exact",
-            len(timed),
-            len(timed),
-            sum(timed),
-            spent * scale,
-            scale,
-            "exact",
-        )
+def _peer_row(name: str, runs: Sequence[PeerRun], result: str) -> dict[str, Any]:
+    one = runs[0]
+    return _row(
+        name, one.evaluations, one.evaluations, one.tokens, [run.seconds for run in runs], one.scale, result
     )
 
 

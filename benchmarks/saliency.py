@@ -1,12 +1,12 @@
 """What input x gradient of four answer spans costs, ours beside captum's and inseq's, on W.
 
-W (see chunk_shap.py): 8 chunks of 120 tokens, an answer of 64 tokens, here in 4 spans, a random Llama of 33
+W (see workload.py): 8 chunks of 120 tokens, an answer of 64 tokens, here in 4 spans, a random Llama of 33
 million parameters in float32 on one thread. The peers run a forward and a backward for every answer token and
 know no spans; ours runs one forward, and a backward a span. Every run has a process of its own, in turn with
 the others, and shares are checked equal before any time is printed. With `--quick` the peers explain the
 first span only and their seconds are scaled up by tokens, as the table says. inseq, where it is not
 installed, has a row that says so.
-Run: python benchmarks/saliency.py [--quick] [--json] [--write]
+Run: make bench-methods, which brings inseq, or python benchmarks/saliency.py [--quick] [--json] [--write]
 """
 
 import importlib
@@ -19,37 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 from apart import Run, apart
-from chunk_shap import SEED, work
 from evidence import bar, report, spread
 from numpy.typing import NDArray
+from workload import SEED, spans_of, work
 
 from ragblame.attribution.evaluation.model_baselines import captum_input_x_gradient
 from ragblame.attribution.layout import Layout
 from ragblame.attribution.methods.heat import chunk_weights
 from ragblame.attribution.methods.saliency import saliency
 from ragblame.attribution.scorer import TransformersScorer
-from ragblame.records import Method, Span, SpanKind
+from ragblame.records import Method, Span
 
 SPANS = 4
 REPEATS = 3  # one with --quick
 TOLERANCE = 1e-4  # of the largest share
 METHODS = (Method.INPUT_X_GRADIENT,)
-
-
-def spans_of(layout: Layout, count: int) -> list[Span]:
-    """So many spans of equal numbers of tokens, covering the answer."""
-    size = len(layout.answer_ids) // count
-    return [
-        Span(
-            index=number,
-            start=layout.answer_starts[number * size],
-            end=layout.answer_ends[(number + 1) * size - 1],
-            kind=SpanKind.CLAUSE,
-            sentence_start=0,
-            sentence_end=len(layout.answer),
-        )
-        for number in range(count)
-    ]
 
 
 def cut(layout: Layout, tokens: int) -> Layout:
@@ -96,7 +80,8 @@ def main() -> None:
     """Check equal, measure, report."""
     torch.set_num_threads(1)
     quick = "--quick" in sys.argv
-    scorer, layout, _, _ = work()
+    done = work()
+    scorer, layout = done.scorer, done.layout
     spans = spans_of(layout, SPANS)
     size = len(layout.answer_ids)
     part = size // SPANS if quick else size
@@ -140,7 +125,7 @@ def main() -> None:
             bars.append(bar(f"{name} / ragblame, CPU seconds", middle / own, ">=", 20.0))
             bars.append(bar(f"ragblame / {name}, extra memory", memory / peak, "<=", 1.0))
     if "inseq input_x_gradient" not in runs:
-        rows.append(dict.fromkeys(rows[0], "–") | {"method": "inseq: not installed (pip install inseq)"})
+        rows.append(dict.fromkeys(rows[0], "–") | {"method": "inseq: not installed"})
     report("saliency of four spans on W", rows, bars, seed=SEED)
 
 
