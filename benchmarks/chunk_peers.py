@@ -111,7 +111,7 @@ def context_cite(work: Work, table: NDArray[np.float32], spans: int) -> tuple[Pe
     citing: Any = importlib.import_module("context_cite.context_citer")
     parts: Any = importlib.import_module("context_cite.context_partitioner")
 
-    class Chunks(parts.BaseContextPartitioner):  # type: ignore[misc, name-defined]
+    class Chunks(parts.BaseContextPartitioner):  # type: ignore[misc]
         """The chunks as sources, one a line, as they stand in the prompt."""
 
         @property

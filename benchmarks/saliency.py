@@ -80,8 +80,8 @@ def main() -> None:
     """Check equal, measure, report."""
     torch.set_num_threads(1)
     quick = "--quick" in sys.argv
-    done = work()
-    scorer, layout = done.scorer, done.layout
+    given = work()
+    scorer, layout = given.scorer, given.layout
     spans = spans_of(layout, SPANS)
     size = len(layout.answer_ids)
     part = size // SPANS if quick else size
