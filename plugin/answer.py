@@ -7,6 +7,7 @@ speaks, the choice is called ambiguous, and the trace carries that.
 from collections.abc import Collection, Sequence
 from typing import Final
 
+from ragblame.plugin.answer_map import find_literal
 from ragblame.plugin.run_tree import ModelRun
 
 _MIN_OVERLAP: Final = 3  # code points: "ok" stands inside too many texts to prove anything
@@ -62,7 +63,7 @@ def _likeness(run: ModelRun, shown: str) -> int:
     if min(len(said), len(shown)) >= _MIN_OVERLAP:
         if said in shown and len(said) >= _MIN_PART * len(shown):
             return 4
-        if shown in said:
+        if shown in said or find_literal(shown, said) is not None:
             return 3
     words = shown[:_MAX_COMPARED].split()
     known = set(said[:_MAX_COMPARED].split())

@@ -15,6 +15,7 @@ Block: TypeAlias = tuple[int, int, int]
 
 MAX_BLOCKS: Final = 100  # the longest are kept
 _MAX_WORDS: Final = 4_000  # of either text for a comparison word by word; its cost grows with the square
+_MAX_JSON: Final = 1_000_000  # code points looked through for a JSON string
 _MIN_COMMON: Final = 3  # code points of a common start or end
 _LITERAL: Final = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPE: Final = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
@@ -38,16 +39,19 @@ def map_answer(answer: str, generated: str) -> tuple[Block, ...]:
 
 def _in_json(answer: str, generated: str) -> tuple[Block, ...]:
     """Blocks of an answer that stands in the model's text as a JSON string, in pieces between escapes."""
-    if generated.lstrip()[:1] not in ("{", "["):
-        return ()
-    for literal in _LITERAL.finditer(generated):
+    place = find_literal(answer, generated)
+    return tuple(_kept(_between_escapes(answer, generated, *place))) if place else ()
+
+
+def find_literal(answer: str, generated: str) -> tuple[int, int] | None:
+    """Where a JSON string that spells the answer stands in the model's text, between its quotes."""
+    for literal in _LITERAL.finditer(generated[:_MAX_JSON]):
         try:
-            said = json.loads(literal[0], strict=False)
-        except ValueError:
+            if json.loads(literal[0], strict=False) == answer:
+                return literal.span(1)
+        except ValueError:  # quotes that are no JSON
             continue
-        if said == answer:
-            return tuple(_kept(_between_escapes(answer, generated, *literal.span(1))))
-    return ()
+    return None
 
 
 def _between_escapes(answer: str, generated: str, start: int, end: int) -> Iterator[Block]:

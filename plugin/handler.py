@@ -115,7 +115,7 @@ class BlameHandler(BaseCallbackHandler):
                 listening.note_question(tree, inputs)
         elif tree.is_resumed and not tree.questions:
             listening.note_question(tree, inputs)  # the graph's state still holds it
-        if not is_streaming:
+        if not (is_streaming or tree.has_retrieved):
             listening.note_documents(tree, inputs)
 
     @_safe
@@ -125,8 +125,9 @@ class BlameHandler(BaseCallbackHandler):
         if tree is None or tree.ended is not None:
             return
         inputs = kwargs.get("inputs")
-        listening.note_documents(tree, inputs)
-        listening.note_documents(tree, outputs)
+        if not tree.has_retrieved:
+            listening.note_documents(tree, inputs)
+            listening.note_documents(tree, outputs)
         if run_id.int != tree.root:
             return
         if inputs is not None and not tree.questions:
@@ -308,6 +309,7 @@ class BlameHandler(BaseCallbackHandler):
             ignored=ignored,
         )
         open_runs.hold(tree, *(message.text for message in prompt))
+        listening.give_up_overdue(tree)
 
 
 def _restore(

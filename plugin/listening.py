@@ -4,6 +4,7 @@ The host's values are read through ``tried``: an object that fails when looked a
 told, never the rest of the trace.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
@@ -19,6 +20,7 @@ from ragblame.plugin.sampling import IGNORE_TAG, KEEP_TAG
 from ragblame.records import Json, Trace, TraceStatus
 
 _Result = TypeVar("_Result")
+_LOOKS_EVERY: Final = 64  # runs of one tree between two looks for what is overdue
 _MAX_PASSED: Final = 1_000  # documents kept of a tree that has no retriever event
 # What is taken for a value that cannot be read.
 _NO_TEXTS: Final[tuple[str, ...]] = ()
@@ -50,13 +52,14 @@ def start(
         _take_options(tree, handler)
     if not is_news:
         return None
-    for given_up in open_runs.overdue(tree):
-        finish(given_up)
     tags = event.get("tags")
     if run_id.int != tree.root:
         if tags and (branch := branch_of(tags)) is not None:
             tree.branches[run_id.int] = branch
+        if not len(tree.parents) % _LOOKS_EVERY:
+            give_up_overdue(tree)
         return tree
+    give_up_overdue(tree)
     if takes_pending:
         tree.told.extend(take_pending())
     if tags:
@@ -69,6 +72,12 @@ def start(
             payloads.read_metadata, event["metadata"], otherwise=unreadable
         )
     return tree
+
+
+def give_up_overdue(tree: RunTree) -> None:
+    """End what will not end by itself, or holds too much: ``tree`` is the one that just grew."""
+    for given_up in open_runs.overdue(tree):
+        finish(given_up)
 
 
 def _take_options(tree: RunTree, handler: Options) -> None:
@@ -99,8 +108,13 @@ def note_documents(tree: RunTree, value: Any) -> None:
     if tree.has_retrieved or not isinstance(value, list | tuple | dict) or len(tree.passed) >= _MAX_PASSED:
         return
     documents = tried(documents_in, value, otherwise=_NO_DOCUMENTS)
-    for passage in read_passages(documents)[0] if documents else ():
-        if tree.passed.setdefault((passage.identity, passage.text), passage) is passage:
+    if not documents:
+        return
+    times: Counter[tuple[str | None, str]] = Counter()  # two equal documents of one list are two
+    for passage in read_passages(documents)[0]:
+        key = (passage.identity, passage.text)
+        times[key] += 1
+        if tree.passed.setdefault((*key, times[key]), passage) is passage:
             open_runs.hold(tree, passage.text)
 
 

@@ -104,10 +104,12 @@ def make_chunk(
 ) -> Chunk:
     """The record of a passage: ``rank`` counts from 1 within its search; text is cut at ``limit``."""
     metadata: dict[str, Json] = {}
-    score_name, score = None, None
+    identity, score_name, score = passage.identity, None, None
     if passage.metadata:
         cleaned = clean_json(passage.metadata)
         metadata = cleaned if isinstance(cleaned, dict) else {}
+        table = text_of(metadata, (TABLE_KEY,)) or table
+        identity = identity or _identity_in(metadata)
         score_name, score = _score_of(passage.metadata)
     if passage.paired is not None:
         score_name, score = "score", passage.paired
@@ -115,8 +117,8 @@ def make_chunk(
     return Chunk(
         position=position,
         text=text[:limit],
-        source_id=_identity_of(passage.identity, metadata),
-        source_table=text_of(metadata, (TABLE_KEY,)) or table,
+        source_id=str.__str__(identity) if identity else None,
+        source_table=table,
         rank=rank,
         score=score,
         score_name=score_name,
@@ -133,10 +135,8 @@ def text_of(mapping: Any, keys: Iterable[str]) -> str | None:
     return next((entry for key in keys if isinstance(entry := mapping.get(key), str) and entry), None)
 
 
-def _identity_of(own: str | None, metadata: Mapping[str, Json]) -> str | None:
-    if own:
-        return str.__str__(own)
-    for key in ID_KEYS if metadata else ():
+def _identity_in(metadata: Mapping[str, Json]) -> str | None:
+    for key in ID_KEYS:
         candidate = metadata.get(key)
         if isinstance(candidate, str | int) and not isinstance(candidate, bool) and candidate != "":
             return str(candidate)

@@ -89,7 +89,7 @@ class RunTree:
     models: dict[int, ModelRun] = field(default_factory=dict)
     searches: dict[int, Search] = field(default_factory=dict)  # by run
     told: list[Search] = field(default_factory=list)  # given by record_retrieval
-    passed: dict[tuple[str | None, str], Passage] = field(default_factory=dict)  # between steps
+    passed: dict[tuple[str | None, str, int], Passage] = field(default_factory=dict)  # between steps
     parents: dict[int, int | None] = field(default_factory=dict)  # every run of the tree
     branches: dict[int, str] = field(default_factory=dict)  # runs side by side: under which key
     has_retrieved: bool = False  # a search found something: documents passed between steps are the same
