@@ -89,6 +89,7 @@ class Debugger:
         is_own_model: bool = False,
         threads: int | None = None,
         batch_size: int = 16,
+        cache_bytes: int = 1 << 29,
         max_exact_chunks: int = 10,
         sampled_coalitions: int = 256,
         sampled_precision: float = 0.05,
@@ -98,7 +99,8 @@ class Debugger:
         """Load a scorer from a folder or the local cache, never from the network.
 
         ``model``: None for the shipped small model. ``is_own_model``: it wrote the answers. ``threads``: of
-        torch, None for its default. Raises ``ModelError`` when it cannot be loaded, ``MissingExtraError``
+        torch, None for its default. ``cache_bytes``: keys and values that coalitions may share at once.
+        Raises ``ModelError`` when it cannot be loaded, ``MissingExtraError``
         when torch or transformers is not installed.
         """
         try:
@@ -109,7 +111,12 @@ class Debugger:
             ) from error
 
         scorer = TransformersScorer.from_pretrained(
-            model, is_own_model=is_own_model, threads=threads, batch_size=batch_size, device=device
+            model,
+            is_own_model=is_own_model,
+            threads=threads,
+            batch_size=batch_size,
+            cache_bytes=cache_bytes,
+            device=device,
         )
         return cls(
             scorer,

@@ -54,10 +54,15 @@ class Settings(BaseSettings):
     )
     sampled_precision: Annotated[float, Field(ge=0)] = 0.05  # nats; sampling stops at this standard error
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 16  # coalitions scored per forward
+    cache_bytes: Annotated[int, Field(ge=0)] = 1 << 29  # keys and values that coalitions may share at once
 
     capture_max_field: Annotated[int, Field(ge=1_000)] = 1_000_000  # code points kept of any one text
     capture_max_chunks: Annotated[int, Field(ge=1)] = 200  # chunks kept of one trace
     capture_sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # share of the answers recorded
+    capture_metadata_keys: tuple[str, ...] | None = None  # the host's metadata that is kept; None: all
+    redact_secrets: bool = True  # passwords, keys, tokens
+    redact_personal: bool = False  # e-mail, phone, card, IBAN; off: it may be what the answers are about
+    redact_with: str | None = None  # own rule, as "module:function"; see docs/privacy.md
     queue_max_traces: Annotated[int, Field(ge=1)] = 10_000  # waiting in memory for the writer
     queue_max_bytes: Annotated[int, Field(ge=1_000_000)] = 64_000_000
     spool_max_bytes: Annotated[int, Field(ge=0)] = 512_000_000  # on disk while PostgreSQL is away

@@ -298,3 +298,23 @@ def test_chat_messages_are_aligned() -> None:
     assert [alignment.message for alignment in explanation.alignments] == [0, 0, 0]
     for alignment, text in zip(explanation.alignments, CHUNKS, strict=True):
         assert messages[0].text[alignment.start : alignment.end] == text
+
+
+def test_memory_for_shared_beginnings_is_bounded_by_a_setting_and_shares_stay_the_same() -> None:
+    """With room for nothing each coalition is scored by itself: the same shares, and a note says so."""
+    roomy, tight = (Debugger.from_pretrained(threads=1, cache_bytes=room) for room in (1 << 29, 0))
+    asked = {
+        "question": "What is the port of the Kestrel gateway?",
+        "chunks": [
+            "The port of the Kestrel gateway is 2959.",
+            "The Heron cache is hosted in north Selby.",
+            "The Onyx index is owned by Ada Berg.",
+        ],
+        "answer": "The port of the Kestrel gateway is 2959.",
+    }
+    shared, alone = (debugger.explain(**asked) for debugger in (roomy, tight))  # type: ignore[arg-type]
+    assert any("cache_bytes" in note for note in alone.notes)
+    assert not any("cache_bytes" in note for note in shared.notes)
+    assert alone.cost.tokens > shared.cost.tokens
+    for one, other in zip(shared.attributions, alone.attributions, strict=True):
+        assert one.shares == pytest.approx(other.shares, abs=1e-4)

@@ -59,6 +59,7 @@ def load_debugger(settings: Settings) -> Explainer:
             is_own_model=settings.scorer_is_own_model,
             threads=settings.threads,
             batch_size=settings.batch_size,
+            cache_bytes=settings.cache_bytes,
             max_exact_chunks=settings.max_exact_chunks,
             sampled_coalitions=settings.sampled_coalitions,
             sampled_precision=settings.sampled_precision,
