@@ -470,6 +470,33 @@ def test_explain_as_json(on_database: str, capsys: pytest.CaptureFixture[str]) -
             assert sum(attribution["shares"]) == pytest.approx(attribution["reliance"], abs=1e-4)
 
 
+def test_explain_splits_the_chunk_that_matters_into_sentences(
+    on_database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sentence that states the value gets the share, and the sentences sum to that of their chunk."""
+    text = "The Kestrel gateway is hosted in north Selby. The port of the Kestrel gateway is 2959."
+    chunks = (Chunk(position=0, text="The Onyx index is owned by Ada Berg."), Chunk(position=1, text=text))
+    question = "What is the port of the Kestrel gateway?"
+    lines = "".join(f"{chunk.text}\n" for chunk in chunks)
+    prompt = (Message(role="prompt", text=f"{lines}Question: {question}\nAnswer:"),)
+    trace = make_trace(
+        question=question, answer="The port of the Kestrel gateway is 2959.", chunks=chunks, prompt=prompt
+    )
+    store(on_database, trace)
+    assert cli.run(["explain", str(trace.id), "--sentences", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    answer = trace.answer
+    value = next(s["index"] for s in said["spans"] if answer[s["start"] : s["end"]] == "2959")
+    found = next(one for one in said["sentences"] if one["span"] == value)
+    shares = [one["share"] for one in found["sentences"]]
+    best = max(found["sentences"], key=lambda one: one["share"])
+    assert found["position"] == 1
+    assert sum(shares) == pytest.approx(found["chunk_share"], abs=1e-6)
+    assert text[best["start"] : best["end"]] == "The port of the Kestrel gateway is 2959."
+    assert cli.run(["explain", str(trace.id), "--sentences"]) == 0
+    assert "sentences of the chunk with the largest share" in capsys.readouterr().out
+
+
 def test_explain_of_an_empty_answer(failure: Failure, on_database: str) -> None:
     """There is nothing to attribute: one line, exit code not 0."""
     trace = make_trace(answer=" \n")

@@ -196,6 +196,9 @@ def explain(
     without: Annotated[
         str | None, typer.Option(help="Also show the spans without these chunks, numbered from 1: 2,3.")
     ] = None,
+    sentences: Annotated[
+        bool, typer.Option("--sentences", help="Also split the chunk that matters most into its sentences.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Attribute one recorded answer now, in the foreground, and show the result."""
@@ -210,6 +213,7 @@ def explain(
         what_if_table,
         what_if_to_json,
     )
+    from ragblame.ui.explain_sentences import sentences_table, sentences_to_json
     from ragblame.ui.terminal import data, words, write_json
 
     settings = load_settings()
@@ -226,15 +230,30 @@ def explain(
             progress=lambda step, part: status.update(f"{trace_id}: {step} {part:.0%}"),
         )
     positions = None if without is None else chunk_positions(without, explanation)
+    if not json_output:
+        data().print(explanation_table(explanation))
+        if positions is not None:
+            data().print(what_if_table(explanation, positions))
+    split = None
+    if sentences:
+        from ragblame.attribution.hierarchy import top_sentences
+
+        assert debugger.scorer is not None  # the configured one was loaded
+        with words().status("sentences …") as status:
+            split = top_sentences(
+                debugger.scorer,
+                explanation,
+                progress=lambda part: status.update(f"{trace_id}: sentences {part:.0%}"),
+            )
+        if not json_output:
+            data().print(sentences_table(explanation, split))
     if json_output:
         said = explanation_to_json(explanation)
         if positions is not None:
             said["what_if"] = what_if_to_json(explanation, positions)
+        if split is not None:
+            said["sentences"] = sentences_to_json(split)
         write_json(said)
-        return
-    data().print(explanation_table(explanation))
-    if positions is not None:
-        data().print(what_if_table(explanation, positions))
 
 
 @app.command()

@@ -6,7 +6,7 @@ PostgreSQL restarts at the moment of writing.
 
 import time
 from collections.abc import Callable
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 from uuid import UUID
 
 from ragblame import database
@@ -17,6 +17,9 @@ from ragblame.records import Explanation, Trace
 from ragblame.settings import Settings
 from ragblame.suppression import suppress_capture
 from ragblame.traces import read_trace
+
+if TYPE_CHECKING:
+    from ragblame.attribution.debugger import Debugger
 
 T = TypeVar("T")
 Progress: TypeAlias = Callable[[str, float], None]  # name of the step, part of it done in [0, 1]
@@ -43,7 +46,7 @@ class AttributionAbortedError(RagblameError):
     """The caller asked to stop; nothing was written, so the trace must be attributed again."""
 
 
-def load_debugger(settings: Settings) -> Explainer:
+def load_debugger(settings: Settings) -> "Debugger":
     """The debugger with the configured scorer. Raises ``ModelError`` or ``MissingExtraError``."""
     try:
         from ragblame.attribution.debugger import Debugger
