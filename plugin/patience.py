@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import psycopg
 
-LIVE_SECONDS: Final = 5.0  # without a sign of the server while new traces are written
+LIVE_SECONDS: Final = 3.0  # without a sign of the server while new traces are written
 REPLAY_SECONDS: Final = 30.0  # while the spool is replayed: nothing is in a hurry then
 
 

@@ -70,7 +70,7 @@ class Recorder:
         self._hurry = threading.Event()  # somebody waits in flush: no lingering
         self._thread: threading.Thread | None = None
         self._writer: Writer | None = None
-        self._taken: list[RunTree] = []  # in the thread's hands, not yet stored
+        self._taken: dict[int, RunTree | Trace] = {}  # in the thread's hands, not yet stored; by trace id
         self._bytes = 0  # held by queued trees
         self._lost = counters.lost()  # traces known to be lost at the last flush
         self._max_traces, self._max_bytes = 10_000, 64_000_000
@@ -192,7 +192,7 @@ class Recorder:
         except queue.Empty:
             pass
         trees = [item for item in items if isinstance(item, RunTree)]
-        self._taken.extend(trees)
+        self._taken.update({tree.trace_id.int: tree for tree in trees})
         with self._lock:
             self._bytes = (
                 0 if self._queue.empty() else max(0, self._bytes - sum(tree.bytes for tree in trees))
@@ -200,22 +200,26 @@ class Recorder:
         return items
 
     def _store(self, trees: list[RunTree], writer: "Writer") -> None:
-        traces = []
-        for tree in trees:
+        """Assemble and write; empties ``trees``, so that no tree is held beside its trace."""
+        traces, done = [], [tree.trace_id.int for tree in trees]
+        trees.reverse()
+        while trees:
             breathe()
+            tree = trees.pop()
             open_runs.seal(tree)
             trace = _assemble(tree, writer.limits)
             if trace is not None and tree.sink is not None:
                 _give(tree.sink, trace)
             elif trace is not None:
                 traces.append(trace)
+                self._taken[tree.trace_id.int] = trace
         try:
             safe = writer.write(traces) if traces else ()
             if safe and self._on_safe is not None:
                 self._on_safe([trace.id for trace in safe])
         finally:
-            done = {id(tree) for tree in trees}
-            self._taken = [tree for tree in self._taken if id(tree) not in done]
+            for trace_id in done:
+                self._taken.pop(trace_id, None)
 
     def _finish(self, marks: list[_Flush], writer: "Writer") -> bool:
         """Answer the flushes; whether the thread is to end."""
@@ -261,19 +265,23 @@ class Recorder:
 
         The thread's spool may be locked by it; what it manages to write after all is the same trace id.
         """
-        trees = list(self._taken)
+        held: list[RunTree | Trace] = list(self._taken.values())
         while True:
             try:
                 item = self._queue.get_nowait()
             except queue.Empty:
                 break
-            trees += [item] if isinstance(item, RunTree) else []
-        if not trees:
+            held += [item] if isinstance(item, RunTree) else []
+        if not held:
             return
         from ragblame.plugin.spool import Spool
 
         writer = self._writer or self._make_writer()
-        found = [_assemble(tree, writer.limits) for tree in trees if tree.sink is None]
+        found = [
+            item if isinstance(item, Trace) else _assemble(item, writer.limits)
+            for item in held
+            if isinstance(item, Trace) or item.sink is None
+        ]
         traces = [trace for trace in found if trace is not None]
         spool = Spool(writer.spool.folder, writer.spool.max_bytes)
         kept = spool.append(traces)

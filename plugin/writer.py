@@ -16,6 +16,7 @@ import psycopg
 from ragblame import database
 from ragblame.errors import DatabaseError, RagblameError
 from ragblame.plugin.assembly import Limits
+from ragblame.plugin.breathing import breathe
 from ragblame.plugin.counters import UNSAVED, counters
 from ragblame.plugin.patience import LIVE_SECONDS, REPLAY_SECONDS, PatientConnection
 from ragblame.plugin.spool import Spool
@@ -27,6 +28,7 @@ IDLE_SECONDS: Final = 30.0  # after which the connection is given back
 FIRST_REST: Final = 1.0  # seconds without an attempt after a failure; doubles
 LONGEST_REST: Final = 30.0
 LOOK_SECONDS: Final = 60.0  # between two looks for files that other processes left
+LONGEST_PAUSE: Final = 0.2  # seconds between two batches of a replay
 CONNECT_SECONDS: Final = 3  # nothing is written meanwhile, and the queue grows
 SAVE_SECONDS: Final = (
     5.0  # between two additions to the totals on disk, while there is always something to do
@@ -88,7 +90,8 @@ class Writer:
             self.is_clean, self._looks_at = True, now + LOOK_SECONDS
             return True
         try:
-            count, is_done = self.spool.replay(self._store_again, max_files=None if everything else 1)
+            store, max_files = (self._store_again, None) if everything else (self._store_gently, 1)
+            count, is_done = self.spool.replay(store, max_files)
             counters.add("replayed", count)
             if count:
                 self._note_recovery()
@@ -162,6 +165,12 @@ class Writer:
     def _store_again(self, traces: Sequence[Trace]) -> None:
         self._store(traces, REPLAY_SECONDS)
 
+    def _store_gently(self, traces: Sequence[Trace]) -> None:
+        """In the background half of the time is enough: the host answers meanwhile."""
+        began = time.monotonic()
+        self._store(traces, REPLAY_SECONDS)
+        time.sleep(min(time.monotonic() - began, LONGEST_PAUSE))
+
     def _transact(self, traces: Sequence[Trace], patience: float) -> int:
         while True:
             was_open = self._conn is not None
@@ -170,7 +179,7 @@ class Writer:
             self._used = time.monotonic()
             try:
                 try:
-                    count = write_traces(conn, traces)
+                    count = write_traces(conn, traces, between=breathe)
                     conn.commit()
                     return count
                 except (DatabaseError, psycopg.Error):

@@ -7,7 +7,7 @@ chunks are the opposite, mostly known: only those that the server does not have 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -46,11 +46,17 @@ SELECT procrastinate_defer_jobs_v1(array_agg(
 _dumps: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
-def insert_new(conn: "psycopg.Connection[Any]", traces: Sequence[Trace], *, enqueue: bool) -> int:
+def insert_new(
+    conn: "psycopg.Connection[Any]",
+    traces: Sequence[Trace],
+    *,
+    enqueue: bool,
+    between: Callable[[], object],
+) -> int:
     """Insert those of the cleaned ``traces`` that are not stored, in order of their ids; returns how many.
 
-    Raises whatever psycopg raises, ``UniqueViolation`` when another writer stored one in between; the caller
-    rolls back then.
+    ``between`` is called between two traces. Raises whatever psycopg raises, ``UniqueViolation`` when another
+    writer stored one in between; the caller rolls back then.
     """
     from psycopg.rows import tuple_row
 
@@ -63,36 +69,38 @@ def insert_new(conn: "psycopg.Connection[Any]", traces: Sequence[Trace], *, enqu
             with cursor.copy(_COPY_TRACES) as copy:
                 for trace in new:
                     copy.write_row(_trace_row(trace))
-            _insert_chunks(cursor, new)
+                    between()
+            _insert_chunks(cursor, new, between)
             if enqueue:
                 _defer_jobs(conn, [trace.id for trace in new])
     return len(new)
 
 
-def _insert_chunks(cursor: "psycopg.Cursor[Any]", traces: Sequence[Trace]) -> None:
-    texts: dict[bytes, str] = {}
+def _insert_chunks(
+    cursor: "psycopg.Cursor[Any]", traces: Sequence[Trace], between: Callable[[], object]
+) -> None:
     digests: dict[str, bytes] = {}  # popular chunks come back within a batch: each is hashed once
-    rows = []
     for trace in traces:
+        between()
         for chunk in trace.chunks:
-            digest = digests.get(chunk.text)
-            if digest is None:
-                digest = digests[chunk.text] = hashlib.sha256(chunk.text.encode()).digest()
-                texts[digest] = chunk.text
-            rows.append(
-                (trace.id, chunk.position, digest, chunk.source_table, chunk.source_id, chunk.rank,
-                 chunk.score, chunk.score_name, chunk.retriever_run, chunk.truncated_from,
-                 _dumps(chunk.metadata))
-            )  # fmt: skip
-    if not rows:
+            if chunk.text not in digests:
+                digests[chunk.text] = hashlib.sha256(chunk.text.encode()).digest()
+    if not digests:
         return
+    texts = {digest: text for text, digest in digests.items()}
     missing = set(texts).difference(row[0] for row in cursor.execute(_KNOWN_TEXTS, (list(texts),)))
     if missing:
         ordered = sorted(missing)
         cursor.execute(_INSERT_TEXTS, (ordered, [texts[digest] for digest in ordered]))
     with cursor.copy(_COPY_CHUNKS) as copy:
-        for row in rows:
-            copy.write_row(row)
+        for trace in traces:
+            between()
+            for chunk in trace.chunks:
+                copy.write_row(
+                    (trace.id, chunk.position, digests[chunk.text], chunk.source_table, chunk.source_id,
+                     chunk.rank, chunk.score, chunk.score_name, chunk.retriever_run, chunk.truncated_from,
+                     _dumps(chunk.metadata))
+                )  # fmt: skip
 
 
 def _trace_row(trace: Trace) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ trace, and its chunks and its attribution job appear only with the row that was 
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -68,11 +68,18 @@ def new_trace_id(at: datetime | None = None) -> UUID:
     return UUID(int=(milliseconds << 80) | (0x7 << 76) | (fraction << 64) | (0b10 << 62) | random_bits)
 
 
-def write_traces(conn: "psycopg.Connection[Any]", traces: Sequence[Trace], *, enqueue: bool = True) -> int:
+def write_traces(
+    conn: "psycopg.Connection[Any]",
+    traces: Sequence[Trace],
+    *,
+    enqueue: bool = True,
+    between: Callable[[], object] = lambda: None,
+) -> int:
     """Write traces, their chunks and, with ``enqueue``, one attribution job each; returns how many were new.
 
-    Everything happens in the caller's transaction (on an autocommit connection outside one: in a transaction
-    of its own). A trace whose id is stored already is left alone, chunks and job included.
+    ``between`` is called between two traces; a background thread lets others run there. Everything happens
+    in the caller's transaction (on an autocommit connection outside one: in a transaction of its own). A
+    trace whose id is stored already is left alone, chunks and job included.
     Raises ``InputError`` for a trace that cannot be stored, ``DatabaseError`` when PostgreSQL fails or the
     schema is not migrated. Afterwards the caller's transaction is as it was before the call.
     """
@@ -80,10 +87,13 @@ def write_traces(conn: "psycopg.Connection[Any]", traces: Sequence[Trace], *, en
 
     if not traces:
         return 0
-    clean = [clean_trace(trace) for trace in traces]
+    clean = []
+    for trace in traces:
+        clean.append(clean_trace(trace))
+        between()
     try:
         _require_schema(conn, enqueue=enqueue)
-        return _insert_once(conn, clean, enqueue=enqueue)
+        return _insert_once(conn, clean, enqueue=enqueue, between=between)
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
         raise DatabaseError(
             f"the database's schema does not fit this version ({_first_line(error)}); run `ragblame migrate`"
@@ -146,14 +156,20 @@ def read_trace(conn: "psycopg.Connection[Any]", trace_id: UUID) -> Trace:
     )
 
 
-def _insert_once(conn: "psycopg.Connection[Any]", traces: Sequence[Trace], *, enqueue: bool) -> int:
+def _insert_once(
+    conn: "psycopg.Connection[Any]",
+    traces: Sequence[Trace],
+    *,
+    enqueue: bool,
+    between: Callable[[], object],
+) -> int:
     """Insert what is new; where another writer stores the same trace at this moment, look again."""
     from psycopg.errors import UniqueViolation
 
     for _ in range(_ATTEMPTS):
         try:
             with conn.transaction():
-                return insert_new(conn, traces, enqueue=enqueue)
+                return insert_new(conn, traces, enqueue=enqueue, between=between)
         except UniqueViolation as error:
             if (error.diag.table_name or "").startswith("trace_chunk"):
                 raise  # rows without their trace: looking again would not help
