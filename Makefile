@@ -10,7 +10,7 @@ MODELS ?=
 # point pip at a CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL) before `make setup` to avoid that.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick bench-capture bench-attribution bench-methods clean
+.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick bench-capture bench-ingest soak bench-attribution bench-methods clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -115,6 +115,13 @@ $(BENCH)/.peers: benchmarks/capture_peers.txt constraints.txt pyproject.toml
 
 bench-capture: $(BENCH)/.peers  ## what the callback adds to a chain, beside LangSmith, Langfuse, OpenInference (5 minutes)
 	@$(BENCH)/bin/python benchmarks/capture_overhead.py --write
+
+bench-ingest: $(VENV)/.dev  ## traces a second into PostgreSQL, beside raw COPY of the same bytes
+	@$(BIN)/python benchmarks/ingest.py --write
+
+MINUTES ?= 20
+soak: $(VENV)/.dev  ## capture while PostgreSQL, the disk, the hosts and the clock fail (MINUTES=20)
+	@$(BIN)/python benchmarks/fault_soak.py --minutes $(MINUTES) --write
 
 bench-attribution: $(VENV)/.dev  ## what attributing one answer costs, beside captum on the same work
 	@$(BIN)/python benchmarks/attribution_cost.py --write
