@@ -5,7 +5,7 @@ It runs in the writer's thread, so that comparing megabytes of text never costs 
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -14,6 +14,7 @@ from ragblame.plugin.answer import choose_model_run
 from ragblame.plugin.answer_map import map_answer
 from ragblame.plugin.counters import counters
 from ragblame.plugin.passages import Passage, make_chunk
+from ragblame.plugin.redaction import Redactor
 from ragblame.plugin.run_tree import ModelRun, RunTree, Search
 from ragblame.plugin.sampling import reason_to_keep
 from ragblame.plugin.search_order import ordered_searches
@@ -33,6 +34,7 @@ class Limits:
     max_trace: int = 8_000_000  # code points of all texts together
     app: str = "default"
     sample_rate: float = 1.0  # share of the answers recorded, 0 to 1
+    redactor: Redactor = field(default_factory=Redactor)  # what is masked
 
 
 class _Found(NamedTuple):
@@ -77,7 +79,7 @@ def assemble(tree: RunTree, limits: Limits) -> Trace | None:
         truncated["chunks"] = true_count
     if chosen is not None and chosen.messages > len(chosen.prompt):
         truncated["prompt"] = chosen.messages
-    return Trace(
+    whole = Trace(
         id=tree.trace_id,
         app=tree.app or limits.app,
         question=cut("question", question),
@@ -102,6 +104,7 @@ def assemble(tree: RunTree, limits: Limits) -> Trace | None:
         metadata={**tree.metadata, "ragblame": notes},
         truncated=truncated,
     )
+    return limits.redactor.redact(whole)  # from here on it may be queued, spooled, stored
 
 
 def _is_answered_question(tree: RunTree, found: Sequence[_Found], chosen: ModelRun | None) -> bool:

@@ -19,6 +19,7 @@ from ragblame.plugin.assembly import Limits
 from ragblame.plugin.breathing import breathe
 from ragblame.plugin.counters import UNSAVED, counters
 from ragblame.plugin.patience import LIVE_SECONDS, REPLAY_SECONDS, PatientConnection
+from ragblame.plugin.redaction import Redactor
 from ragblame.plugin.spool import Spool
 from ragblame.records import Trace
 from ragblame.settings import Settings, default_data_dir
@@ -46,13 +47,14 @@ class Writer:
         data_dir = settings.data_dir if settings is not None else default_data_dir()
         self.settings = settings
         self._is_pressed = is_pressed
-        self.limits = Limits()
+        self.limits = Limits(redactor=Redactor.from_settings(settings))
         if settings is not None:
             self.limits = Limits(
                 max_field=settings.capture_max_field,
                 max_chunks=settings.capture_max_chunks,
                 app=settings.app,
                 sample_rate=settings.capture_sample_rate,
+                redactor=self.limits.redactor,
             )
         self.spool = Spool(data_dir / "spool", settings.spool_max_bytes if settings else 512_000_000)
         self.is_clean = True  # nothing of this process waits on the spool or was lost

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ragblame.plugin.host_context import propagate
     from ragblame.plugin.pending import record_retrieval
     from ragblame.plugin.recorder import flush
+    from ragblame.plugin.redaction import redact_with
     from ragblame.plugin.sampling import keep
     from ragblame.records import Chunk, Trace
 
@@ -31,6 +32,7 @@ __all__ = [
     "keep",
     "propagate",
     "record_retrieval",
+    "redact_with",
 ]
 
 _HOMES = {
@@ -40,12 +42,13 @@ _HOMES = {
     "keep": "ragblame.plugin.sampling",
     "propagate": "ragblame.plugin.host_context",
     "record_retrieval": "ragblame.plugin.pending",
+    "redact_with": "ragblame.plugin.redaction",
     "BlameHandler": "ragblame.plugin.handler",
     "Debugger": "ragblame.attribution.debugger",
     "Chunk": "ragblame.records",
     "Trace": "ragblame.records",
 }
-_ATTRIBUTION = {"torch", "transformers", "numpy", "safetensors", "sentencex"}
+_ATTRIBUTION = {"torch", "transformers", "numpy", "safetensors", "sentencex", "rapidfuzz"}
 
 
 def __getattr__(name: str) -> object:

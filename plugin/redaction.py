@@ -1,0 +1,220 @@
+"""Takes secrets and personal data out of a trace before it is queued, so that no disk or database sees them.
+
+Every masked code point becomes ``MASK`` and white space stays, so all offsets hold. What one text of a trace
+shows to be a secret is masked in all of them: chunk, prompt and answer stay comparable. It fails closed:
+where a rule or the host's own function fails, the whole text is masked, and counted.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from ragblame.plugin import personal_rules, secret_rules
+from ragblame.plugin.counters import counters
+from ragblame.plugin.masks import Masks, OwnRule, Rule
+from ragblame.records import MASK, Chunk, Json, Message, Trace
+
+if TYPE_CHECKING:
+    from ragblame.settings import Settings
+
+SECRET_RULES: Final[Mapping[str, Rule]] = {
+    "private key": secret_rules.private_keys,
+    "API key": secret_rules.tokens,
+    "password in a URL": secret_rules.url_passwords,
+    "named secret": secret_rules.named_secrets,
+    "password": secret_rules.said_passwords,
+}
+PERSONAL_RULES: Final[Mapping[str, Rule]] = {
+    "e-mail address": personal_rules.emails,
+    "payment card": personal_rules.cards,
+    "bank account": personal_rules.ibans,
+    "phone number": personal_rules.phones,
+}
+# What these find is a secret because of the words around it, so it is looked for wherever else it stands.
+_BY_CONTEXT: Final = frozenset({"password in a URL", "named secret", "password"})
+_SECRET_KEY: Final = re.compile(
+    r"passw|passphrase|pwd|secret|credential|api[_\-. ]?key|private[_\-. ]?key|access[_\-. ]?key"
+    r"|(?:access|auth|session|refresh|bearer|id)[_\-. ]?token|^token$|authorization|cookie"
+    r"|connection[_\-. ]?string|^dsn$",
+    re.IGNORECASE,
+)
+_HIDDEN: Final = MASK * 8  # a value under such a key: its length is nobody's business
+_NOTES: Final = "ragblame"  # our own key in a trace's metadata
+_CUT_NOTE, _CUT_ERROR = 500, 2_000  # code points from which these may have been cut at capture
+
+_registered: list[OwnRule] = []
+
+
+def redact_with(rule: OwnRule | None) -> None:
+    """Let ``rule`` see every captured text and say what to mask; None: no own rule any more.
+
+    ``rule(text)`` returns ranges ``[start, end)`` of code points, or a text of the same length, in which all
+    code points that differ are masked. It runs in the recorder's thread, once for each different text of a
+    trace, beside the built-in rules. When it raises or returns anything else, the text is masked whole.
+    """
+    _registered[:] = [] if rule is None else [rule]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redactor:
+    """What is masked. By default credentials are; personal data is not, because answers may be about it."""
+
+    secrets: bool = True
+    personal: bool = False
+    own: tuple[OwnRule, ...] = ()  # beside the one given to ``redact_with``
+    metadata_keys: frozenset[str] | None = None  # of the host's metadata only these are kept; None: all
+
+    @classmethod
+    def from_settings(cls, settings: "Settings | None") -> "Redactor":
+        """As configured. Unreadable settings may have asked for anything: then all built-in rules apply."""
+        if settings is None:
+            return cls(personal=True)
+        keys = settings.capture_metadata_keys
+        return cls(
+            secrets=settings.redact_secrets,
+            personal=settings.redact_personal,
+            own=() if settings.redact_with is None else (_load(settings.redact_with),),
+            metadata_keys=None if keys is None else frozenset(keys),
+        )
+
+    def redact(self, trace: Trace) -> Trace:
+        """The trace without what the rules find, offsets as they were, and a note of how much that was."""
+        own = (*self.own, *_registered)
+        if self.metadata_keys is not None:
+            trace = _with_metadata(trace, self.metadata_keys)
+        if not (self.secrets or self.personal or own):
+            return trace
+        rules = {**(SECRET_RULES if self.secrets else {}), **(PERSONAL_RULES if self.personal else {})}
+        masks = Masks(rules=rules, by_context=_BY_CONTEXT, own=own)
+        for text, is_cut in _texts(trace):
+            masks.look(text, is_cut)
+        masks.spread()
+        return _masked(trace, masks, hides_keys=self.secrets)
+
+
+def _load(path: str) -> OwnRule:
+    """The function at ``module:name``; when there is none, one that fails, so that all texts are masked."""
+    try:
+        module, _, name = path.partition(":")
+        found: OwnRule = getattr(import_module(module), name)
+        if not callable(found):
+            raise TypeError
+        return found
+    except Exception as error:
+        counters.warn(
+            "redact_with",
+            f"redact_with = {path!r} cannot be loaded ({type(error).__name__}), so every text is masked "
+            "whole; write it as module:function",
+        )
+        return _nothing_passes
+
+
+def _nothing_passes(text: str) -> str:
+    raise LookupError("the configured redaction function cannot be loaded")
+
+
+# The texts of a trace ------------------------------------------------------------
+
+
+def _texts(trace: Trace) -> Iterator[tuple[str, bool]]:
+    """Every text of a trace that is redacted, and whether its end was cut off."""
+    cut = trace.truncated
+    for name in ("question", "query", "answer", "generated", "error"):
+        text = getattr(trace, name)
+        if text:
+            yield text, name in cut or (name == "error" and len(text) >= _CUT_ERROR)
+    for index, message in enumerate(trace.prompt):
+        yield message.text, f"prompt[{index}]" in cut
+    for chunk in trace.chunks:
+        yield chunk.text, chunk.truncated_from is not None and chunk.truncated_from > len(chunk.text)
+        if chunk.source_id:
+            yield chunk.source_id, False
+        yield from ((text, False) for text in _strings(chunk.metadata))
+    yield from ((text, False) for text in trace.tags)
+    for key, entry in trace.metadata.items():
+        yield from ((text, key == _NOTES and len(text) >= _CUT_NOTE) for text in _strings(entry))
+    if trace.session_id:
+        yield trace.session_id, False
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _strings(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _strings(entry)
+
+
+def _masked(trace: Trace, masks: Masks, *, hides_keys: bool) -> Trace:
+    def optional(text: str | None) -> str | None:
+        return None if text is None else masks(text)
+
+    def chunk_of(chunk: Chunk) -> Chunk:
+        return replace(
+            chunk,
+            text=masks(chunk.text),
+            source_id=optional(chunk.source_id),
+            metadata=_clean(chunk.metadata, masks, hides_keys),
+        )
+
+    metadata = _clean(trace.metadata, masks, hides_keys)
+    note: dict[str, Json] = dict(sorted(masks.counts.items()))
+    if masks.whole:
+        note["masked whole"] = len(masks.whole)
+    if note:
+        notes = metadata.get(_NOTES)
+        metadata[_NOTES] = {**(notes if isinstance(notes, dict) else {}), "masked": note}
+    session = trace.session_id
+    return replace(
+        trace,
+        question=masks(trace.question),
+        query=optional(trace.query),
+        chunks=tuple(chunk_of(chunk) for chunk in trace.chunks),
+        prompt=tuple(Message(role=message.role, text=masks(message.text)) for message in trace.prompt),
+        answer=masks(trace.answer),
+        generated=optional(trace.generated),
+        error=optional(trace.error),
+        tags=tuple(masks(tag) for tag in trace.tags),
+        # A masked name would make one session of many.
+        session_id=session if session is None or masks(session) == session else None,
+        metadata=metadata,
+    )
+
+
+def _clean(value: Mapping[str, Json], masks: Masks, hides_keys: bool) -> dict[str, Json]:
+    cleaned = _clean_value(value, masks, hides_keys)
+    assert isinstance(cleaned, dict)
+    return cleaned
+
+
+def _clean_value(value: Any, masks: Masks, hides_keys: bool) -> Json:
+    if isinstance(value, str):
+        return masks(value)
+    if isinstance(value, Mapping):
+        return {
+            key: _HIDDEN
+            if hides_keys and isinstance(entry, str) and entry and _SECRET_KEY.search(key)
+            else _clean_value(entry, masks, hides_keys)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list):
+        return [_clean_value(entry, masks, hides_keys) for entry in value]
+    kept: Json = value
+    return kept
+
+
+def _with_metadata(trace: Trace, keys: frozenset[str]) -> Trace:
+    """Of the host's metadata only what is on the list."""
+    return replace(
+        trace,
+        metadata={key: value for key, value in trace.metadata.items() if key in keys or key == _NOTES},
+        chunks=tuple(
+            replace(chunk, metadata={key: value for key, value in chunk.metadata.items() if key in keys})
+            for chunk in trace.chunks
+        ),
+    )
