@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from ragblame import __version__, database, settings
 from ragblame.records import Chunk, Message, Trace
 from ragblame.traces import new_trace_id, write_traces
-from ragblame.ui import cli
+from ragblame.ui import cli, exchange
 from ragblame.ui.terminal import plain
 
 Failure = Callable[..., str]
@@ -72,7 +72,8 @@ def needs_database(answers: Path) -> list[list[str]]:
     """Every command that needs a database."""
     return [
         ["migrate"], ["worker", "--once"], ["ui", "--port", str(free_port())], ["explain", "0190"],
-        ["import", str(answers)], ["ingest", str(answers.parent)],
+        ["import", str(answers)], ["import", "--langfuse", str(answers)], ["export"],
+        ["ingest", str(answers.parent)],
     ]  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     """A stranger finds what there is."""
     assert cli.run(["--help"]) == 0
     said = capsys.readouterr().out
-    for name in ("migrate", "worker", "ui", "doctor", "explain", "import", "ingest", "demo"):
+    for name in ("migrate", "worker", "ui", "doctor", "explain", "import", "export", "ingest", "demo"):
         assert f" {name} " in said
 
 
@@ -342,7 +343,7 @@ def test_import_of_a_hopeless_file_ends(failure: Failure, on_database: str, tmp_
     """A file of another kind names its first lines, not a million."""
     path = tmp_path / "a.jsonl"
     path.write_text("no\n" * 1_000, "utf-8")
-    assert "1000 of 1000 lines" in failure(5, "import", str(path), lines=cli.MAX_PROBLEMS + 2)
+    assert "1000 of 1000 lines" in failure(5, "import", str(path), lines=exchange.MAX_PROBLEMS + 2)
 
 
 def test_import_of_no_file(failure: Failure, on_database: str, tmp_path: Path) -> None:

@@ -561,6 +561,8 @@ def test_too_many_steps_are_a_loop(
     result, problems = run(connection, write(tmp_path / "a.jsonl", *spans), ImportFormat.OPENINFERENCE)
     assert (result.imported, len(problems)) == (1, 1)
     assert "the rest is left out" in problems[0][1]
+    (trace,) = stored(connection)
+    assert trace.metadata["import"]["steps"] == 3  # type: ignore[call-overload,index]
 
 
 JSON = st.recursive(

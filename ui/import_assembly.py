@@ -109,19 +109,22 @@ def _metadata(tree: StepTree, root: Step, notes: Mapping[str, Any]) -> dict[str,
 
 def _chunk(document: Document, position: int, rank: int, longest: int) -> Chunk:
     own, text = document.own, document.text
-    own_rank, own_length = own.get("rank"), own.get("truncated_from")
-    is_length = isinstance(own_length, int) and not isinstance(own_length, bool) and own_length > len(text)
+    length = _count(own.get("truncated_from"))
     return Chunk(
         position=position,
         text=text[:longest],
         source_id=document.identity,
-        source_table=text_of(own.get("source_table")) or text_of(document.metadata.get("source_table")),
-        rank=own_rank if isinstance(own_rank, int) and not isinstance(own_rank, bool) else rank,
+        source_table=text_of((own or document.metadata).get("source_table")),
+        rank=_count(own.get("rank")) if own else rank,
         score=document.score,
-        score_name=text_of(own.get("score_name")) or document.score_name,
+        score_name=document.score_name,
         metadata=dict(document.metadata),
-        truncated_from=len(text) if len(text) > longest else cast(int, own_length) if is_length else None,
+        truncated_from=len(text) if len(text) > longest else length,
     )
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _status(root: Step, own: Mapping[str, Any]) -> TraceStatus:

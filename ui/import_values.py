@@ -256,10 +256,11 @@ def document_of(value: Any) -> Document | None:
         return None
     metadata = decoded(body.get("metadata"))
     metadata = metadata if isinstance(metadata, Mapping) else {}
+    if isinstance(own, Mapping) and "position" in own:  # our own export: it says all there was to say
+        name = text_of(own.get("score_name"))
+        return Document(text, _identity_of((body,)), number_of(body.get("score")), name, metadata, own)
     name, score = _score_of(body, metadata) if paired is None else ("score", paired)
-    return Document(
-        text, _identity_of((body, metadata)), score, name, metadata, own if isinstance(own, Mapping) else {}
-    )
+    return Document(text, _identity_of((body, metadata)), score, name, metadata, {})
 
 
 def _score_of(*places: Mapping[Any, Any]) -> tuple[str | None, float | None]:

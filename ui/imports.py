@@ -171,6 +171,7 @@ def _import_steps(
         if not isinstance(value, InputError):
             last.update((step.trace, place) for step in reader(value) if isinstance(step, Step))
     waiting: dict[str, list[Step]] = {}
+    overlong: set[str] = set()
     traces = 0
     for place, (number, value) in enumerate(_values(path, lambda at, of: on_progress(of + at, 2 * of))):
         run.result.lines += 1
@@ -184,15 +185,14 @@ def _import_steps(
                 continue
             touched[found.trace] = None
             steps = waiting.setdefault(found.trace, [])
-            if len(steps) == MAX_STEPS:
-                run.problem(
-                    number, f"trace {found.trace} has more than {MAX_STEPS:,} steps: the rest is left out"
-                )
-            if len(steps) <= MAX_STEPS:
+            if len(steps) < MAX_STEPS:
                 steps.append(found)
+            elif found.trace not in overlong:
+                overlong.add(found.trace)
+                run.problem(number, f"trace {found.trace} has over {MAX_STEPS:,} steps: the rest is left out")
         for identity in touched:
             if last.get(identity, place) <= place:
-                trace = assemble(waiting.pop(identity)[:MAX_STEPS], kind.value, app, settings)
+                trace = assemble(waiting.pop(identity), kind.value, app, settings)
                 traces += 1
                 if trace is None:
                     run.result.skipped += 1
