@@ -151,7 +151,8 @@ def _answer(tree: RunTree, chosen: ModelRun | None) -> tuple[str, str | None]:
     said = chosen.text if chosen is not None else None
     shown = tree.answer if tree.answer is not None else said or ""
     if chosen is not None and chosen.is_tool_call and not shown:
-        return "", None  # it asked for a tool and was stopped there
+        # It was stopped before the tool it asked for, or the tool's arguments are its structured answer.
+        return ("" if tree.status is TraceStatus.INTERRUPTED else said or ""), None
     return shown, said if said and said != shown else None
 
 

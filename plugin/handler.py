@@ -113,7 +113,7 @@ class BlameHandler(BaseCallbackHandler):
             if not is_streaming:
                 tree.is_resumed = payloads.is_resumption(inputs)
                 listening.note_question(tree, inputs)
-        elif tree.is_resumed and not tree.questions:
+        elif tree.is_resumed and not tree.questions and isinstance(inputs, dict):
             listening.note_question(tree, inputs)  # the graph's state still holds it
         if not (is_streaming or tree.has_retrieved):
             listening.note_documents(tree, inputs)

@@ -19,6 +19,7 @@ MAX_MESSAGES: Final = 1_000  # read of one prompt: the first and the latest
 _MAX_SCANNED: Final = 50  # values looked at in one dictionary
 _MAX_DEPTH: Final = 4  # nesting followed in inputs and outputs
 _MAX_ERROR: Final = 2_000  # code points kept of an exception's message
+_MAX_NAME: Final = 500  # code points kept of a model's name
 
 QUESTION_KEYS: Final = ("question", "input", "query", "user_input", "prompt", "text", "content", "messages")
 ANSWER_KEYS: Final = (
@@ -127,6 +128,7 @@ def read_generation(response: Any) -> Generation:
     message = getattr(first, "message", None)
     model = text_of(getattr(message, "response_metadata", None), _MODEL_KEYS)
     model = model or text_of(getattr(response, "llm_output", None), _MODEL_KEYS)
+    model = model[:_MAX_NAME] if model else None
     if message is None:
         return Generation(str.__str__(getattr(first, "text", "") or ""), False, model, ignored)
     text = message_text(message.content)
@@ -146,7 +148,7 @@ def read_model(
     path = serialized.get("id") if isinstance(serialized, Mapping) else None
     if name is None and isinstance(path, Sequence) and path:
         name = str(path[-1])  # the class: all a local or fake model says about itself
-    return name, text_of(metadata, ("ls_provider",))
+    return name[:_MAX_NAME] if name else None, text_of(metadata, ("ls_provider",))
 
 
 def question_texts(inputs: Any, depth: int = 0) -> tuple[str, ...]:

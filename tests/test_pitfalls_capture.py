@@ -1,9 +1,10 @@
-"""Rows 16 to 40: what a callback must live with beyond the reported bugs. Row 34 is in test_redaction.py."""
+"""Rows 16 to 40: what a callback must live with beyond the reported bugs. One test a claim."""
 
 import asyncio
 import inspect
 import itertools
 import json
+import re
 import threading
 import time
 import uuid
@@ -54,6 +55,7 @@ from ragblame.suppression import suppress_capture
 from ragblame.traces import new_trace_id
 from tests.capture import (
     ANSWER,
+    ROOT,
     Collector,
     NotesRetriever,
     check,
@@ -278,6 +280,12 @@ def test_row_19_shown_and_generated_text_are_kept_with_their_map(collector: Coll
     covered = sum(length for _, _, length in blocks)
     assert covered >= min(len(shown), len(trace.generated)) * 0.5
     assert "answering_run" not in notes_of(trace)
+
+
+def test_row_19_a_tool_call_that_nobody_parses_is_the_answer(collector: Collector) -> None:
+    """A chain that ends in a model with a structured answer shows its arguments."""
+    (NotesRetriever() | step(join) | says(TOOL_CALL)).invoke("q", collector.config())
+    assert json.loads(collector.only().answer) == {"answer": ANSWER, "sure": True}
 
 
 words = st.text(st.sampled_from('ab "\\\n{}[1]é😀'), max_size=30)
@@ -773,6 +781,23 @@ def test_row_33_an_agents_searches_are_chunks(collector: Collector, form: Any) -
     assert [found.message for found in align_chunks(trace.chunks, trace.prompt)] == [3, 3, 5, 5]
 
 
+# 34: redaction (its rules are tested in test_redaction.py) -------------------------------------------------
+
+
+def test_row_34_secrets_are_masked_with_their_length(collector: Collector) -> None:
+    """A key in a document is masked in chunk, prompt, answer and question; every offset stays what it was."""
+    key = "AKIA" + "QWERTYUIOPASDFGH"
+    text = f"The deploy key is {key}, in Oslo."
+    search = step(lambda question: [Document(text)])
+    make_chain(model=says(f"It is {key}."), retriever=search).invoke(f"Is {key} it?", collector.config())
+    trace = collector.only()
+    kept = [trace.question, trace.answer, trace.chunks[0].text, *(message.text for message in trace.prompt)]
+    assert not any(key in part for part in kept)
+    assert len(trace.chunks[0].text) == len(text)
+    [found] = align_chunks(trace.chunks, trace.prompt)
+    assert (found.state, found.start, found.end) == (AlignmentState.EXACT, 13, 13 + len(text))
+
+
 # 35 to 40: clocks, ids, processes, neighbours --------------------------------------------------------------
 
 
@@ -930,3 +955,13 @@ import os; os._exit(0)  # LangSmith would wait for its server
     done = run_apart(body, environment=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\nwhole\n")
+
+
+def test_every_row_has_its_line_and_its_test() -> None:
+    """docs/capture.md lists all 40 rows, and a test of each begins with the name it gives."""
+    lines = re.findall(r"^\| (P?\d+) \|.*\| `(\w+)` \|$", (ROOT / "docs/capture.md").read_text("utf-8"), re.M)
+    expected = {f"P{row}": f"test_p{row:02}" for row in range(1, 16)}
+    expected |= {str(row): f"test_row_{row}" for row in range(16, 41)}
+    assert dict(lines) == expected
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert [name for name in expected.values() if not re.search(rf"^def {name}_", tests, re.M)] == []
