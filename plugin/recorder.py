@@ -24,6 +24,8 @@ from ragblame.plugin.run_tree import RunTree, open_runs
 from ragblame.records import Trace
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ragblame.plugin.writer import Writer
     from ragblame.settings import Settings
 
@@ -93,6 +95,11 @@ class Recorder:
     def load(self) -> tuple[int, int]:
         """Traces and bytes that wait in memory now."""
         return self._queue.qsize(), self._bytes
+
+    @property
+    def spool_folder(self) -> "Path | None":
+        """Where traces wait on disk; None before the first one was handed over."""
+        return None if self._writer is None else self._writer.spool.folder
 
     @property
     def is_pressed(self) -> bool:
@@ -171,6 +178,7 @@ class Recorder:
                     writer.rest()
                 writer.replay()
                 writer.save_counts(now=False)
+                writer.report()
             except Exception as error:
                 counters.note_fault(error)
             if marks and not waiting:
@@ -228,8 +236,9 @@ class Recorder:
             lost = counters.lost()
             is_stored = (writer.is_clean or writer.replay(everything=True)) and lost == self._lost
             self._lost = lost
-            writer.save_counts()
             is_last = any(mark.is_last for mark in marks)
+            writer.save_counts()
+            writer.report(now=is_last)
             if is_last:
                 writer.disconnect()
                 writer.spool.close()

@@ -18,6 +18,7 @@ from ragblame.errors import DatabaseError, RagblameError
 from ragblame.plugin.assembly import Limits
 from ragblame.plugin.breathing import breathe
 from ragblame.plugin.counters import UNSAVED, counters
+from ragblame.plugin.host_report import REPORT_SECONDS, report_host
 from ragblame.plugin.patience import LIVE_SECONDS, REPLAY_SECONDS, PatientConnection
 from ragblame.plugin.redaction import Redactor
 from ragblame.plugin.spool import Spool
@@ -62,6 +63,7 @@ class Writer:
         self._used = 0.0  # monotonic seconds of the last use of the connection
         self._rest = 0.0  # length of the current rest
         self._rests_until = 0.0
+        self._reports_at = 0.0  # when the database hears of our totals again
         self._saved = time.monotonic()  # when the totals were added to last
         # when to look at the spool again; at once: earlier processes may have left files
         self._looks_at = 0.0
@@ -142,6 +144,17 @@ class Writer:
                 counters.mark_saved(news)
             except OSError as error:
                 counters.warn("spool", f"the spool {self.spool.folder} cannot be written ({error})")
+
+    def report(self, *, now: bool = False) -> None:
+        """Tell the database of our totals and our spool, now and then, while we are connected anyway."""
+        if self._conn is None or (not now and time.monotonic() < self._reports_at) or self._is_pressed():
+            return
+        self._reports_at = time.monotonic() + REPORT_SECONDS
+        try:
+            self._conn.patience = LIVE_SECONDS
+            report_host(self._conn, self.spool.folder)
+        except (psycopg.Error, OSError):
+            self.disconnect()  # the next batch finds out what it was
 
     def _store(self, traces: Sequence[Trace], patience: float) -> set[UUID]:
         """Write a batch in one transaction; traces that PostgreSQL refuses are set apart and returned.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ragblame.plugin.attach import attach, detach
     from ragblame.plugin.handler import BlameHandler
     from ragblame.plugin.host_context import propagate
+    from ragblame.plugin.metrics import metrics, metrics_app
     from ragblame.plugin.pending import record_retrieval
     from ragblame.plugin.recorder import flush
     from ragblame.plugin.redaction import redact_with
@@ -30,6 +31,8 @@ __all__ = [
     "detach",
     "flush",
     "keep",
+    "metrics",
+    "metrics_app",
     "propagate",
     "record_retrieval",
     "redact_with",
@@ -40,6 +43,8 @@ _HOMES = {
     "detach": "ragblame.plugin.attach",
     "flush": "ragblame.plugin.recorder",
     "keep": "ragblame.plugin.sampling",
+    "metrics": "ragblame.plugin.metrics",
+    "metrics_app": "ragblame.plugin.metrics",
     "propagate": "ragblame.plugin.host_context",
     "record_retrieval": "ragblame.plugin.pending",
     "redact_with": "ragblame.plugin.redaction",

@@ -14,7 +14,13 @@ import pytest
 from ragblame import database, schema
 from ragblame.errors import DatabaseError, MigrationError
 
-ALL = ("0001_schema.sql", "0002_jobs.sql", "0003_share_errors.sql", "0004_alignment_parts.sql")
+ALL = (
+    "0001_schema.sql",
+    "0002_jobs.sql",
+    "0003_share_errors.sql",
+    "0004_alignment_parts.sql",
+    "0005_capture_hosts.sql",
+)
 
 
 def add_migrations(monkeypatch: pytest.MonkeyPatch, extra: Mapping[str, str | None]) -> None:
@@ -113,7 +119,7 @@ def test_late_number_is_refused(database_url: str, monkeypatch: pytest.MonkeyPat
     """A file that sorts before applied ones, say from another branch, is not slipped in."""
     add_migrations(monkeypatch, {"0001_zebra.sql": "CREATE TABLE zebra ();"})
     with pytest.raises(
-        MigrationError, match=r"0001_zebra.sql would run after 0004_alignment_parts.sql: give it a higher"
+        MigrationError, match=r"0001_zebra.sql would run after 0005_capture_hosts.sql: give it a higher"
     ):
         database.migrate(database_url)
 

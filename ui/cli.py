@@ -162,12 +162,19 @@ def ui(
 def doctor(
     json_output: JsonOption = False,
     deep: Annotated[bool, typer.Option("--deep", help="Load the scorer whatever its size.")] = False,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Instead: capture's counters and the queue, as Prometheus text.")
+    ] = False,
 ) -> None:
     """Check every part; each line is ok or says what to do. Exit code 1 when something is broken."""
     from rich.text import Text
 
-    from ragblame.ui.doctor import State, run_checks
+    from ragblame.ui.doctor import State, metrics_lines, run_checks
     from ragblame.ui.terminal import data, plain, write_json
+
+    if metrics:
+        typer.echo("\n".join(metrics_lines()))
+        return
 
     styles = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "bold red", State.SKIPPED: "dim"}
     checks = []

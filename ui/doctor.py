@@ -298,14 +298,20 @@ def _check_embeddings() -> Check:
 
 
 def _check_spool(settings: Settings) -> Check:
-    from ragblame.plugin.spool import inspect_spool
+    from ragblame.plugin.metrics import DROPS
+    from ragblame.plugin.spool_state import inspect_spool
 
     spool = inspect_spool(settings.data_dir / "spool")
-    dropped = sum(count for name, count in spool.counts.items() if "dropped" in name)
+    dropped = {name: count for name, count in spool.counts.items() if name.startswith("dropped") and count}
     parts, next_step = [], None
     if dropped:
-        parts.append(f"{dropped} traces were dropped so far")
-        next_step = "raise RAGBLAME_SPOOL_MAX_BYTES or RAGBLAME_QUEUE_MAX_TRACES"
+        most = max(dropped, key=lambda name: dropped[name])
+        why = ", ".join(
+            f"{name.removeprefix('dropped').strip('_').replace('_', ' ') or 'unknown'} {count}"
+            for name, count in sorted(dropped.items())
+        )
+        parts.append(f"{sum(dropped.values())} traces were dropped so far ({why})")
+        next_step = DROPS.get(most, "raise RAGBLAME_SPOOL_MAX_BYTES or RAGBLAME_QUEUE_MAX_TRACES")
     if spool.refused or spool.damaged:
         parts.append(f"{spool.refused} traces refused by PostgreSQL, {spool.damaged} damaged files")
         next_step = f"look at *.refused and *.damaged in {settings.data_dir / 'spool'}, then remove them"
@@ -316,6 +322,43 @@ def _check_spool(settings: Settings) -> Check:
     if not parts:
         return Check(name="disk spool", state=State.OK, detail="empty, nothing dropped")
     return Check(name="disk spool", state=State.WARNING, detail="; ".join(parts), next_step=next_step)
+
+
+def metrics_lines() -> Iterator[str]:
+    """What a scraper of this machine wants: capture's totals, its spool, and the attribution queue.
+
+    The queue's lines are missing while the database does not answer; ``ragblame_database_up`` says so.
+    Raises ``SettingsError``.
+    """
+    from ragblame import database
+    from ragblame.plugin.metrics import family, folder_metrics
+    from ragblame.ui.reads_health import read_backlog
+
+    settings = load_settings()
+    yield from folder_metrics(settings.data_dir / "spool")
+    backlog = None
+    if settings.database_url is not None or _is_embedded_used(settings):
+        try:
+            with database.connect(database.resolve_url(settings), read_only=True) as conn:
+                backlog = read_backlog(conn)
+        except Exception:  # a scrape tells what it can; `ragblame doctor` says why
+            backlog = None
+    yield from family("database_up", "gauge", "Whether the database answered.", [({}, backlog is not None)])
+    if backlog is not None:
+        oldest = backlog.oldest_waiting_seconds or 0.0
+        for name, text, value in (
+            ("jobs_waiting", "Traces that wait for attribution.", backlog.waiting),
+            ("jobs_running", "Traces in attribution now.", backlog.running),
+            ("jobs_oldest_seconds", "How long the oldest of them has waited.", oldest),
+            ("workers", "Attribution workers alive.", backlog.workers),
+        ):
+            yield from family(name, "gauge", text, [({}, value)])
+
+
+def _is_embedded_used(settings: Settings) -> bool:
+    from ragblame import postgres
+
+    return postgres.status(settings.data_dir).state != "absent"
 
 
 def _age(seconds: float) -> str:

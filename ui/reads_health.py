@@ -1,5 +1,6 @@
-"""Whether the triage can be trusted right now: backlog, workers, failures, scorers, agreement with people."""
+"""Whether the triage can be trusted now: capture, backlog, workers, failures, scorers, agreement."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -66,6 +67,38 @@ class Health:
     agreed: int  # reviews that confirm the machine's verdict
     failures: tuple[Failure, ...]  # newest first, at most 20
     scorers: tuple[ScorerUse, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureHost:
+    """One machine that captures, as it told of itself last."""
+
+    host: str
+    folder: str  # its spool
+    counts: Mapping[str, int]  # totals so far: spooled, refused, dropped_…
+    waiting_files: int  # on its disk, then
+    waiting_bytes: int
+    seen_at: datetime
+
+    @property
+    def lost(self) -> Mapping[str, int]:
+        """What will never be stored, by the reason; without zeros."""
+        return {
+            name.removeprefix("dropped_").replace("_", " "): count
+            for name, count in sorted(self.counts.items())
+            if count and (name.startswith("dropped") or name == "refused")
+        }
+
+
+def read_capture_hosts(conn: Connection[Any]) -> tuple[CaptureHost, ...]:
+    """The machines that captured in the last 30 days, those with losses first; at most 50."""
+    with conn.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(
+            """SELECT host, folder, counts, waiting_files, waiting_bytes, seen_at
+               FROM capture_host WHERE seen_at > now() - interval '30 days' ORDER BY seen_at DESC LIMIT 50"""
+        ).fetchall()
+    hosts = [CaptureHost(**row) for row in rows]
+    return tuple(sorted(hosts, key=lambda host: -sum(host.lost.values())))
 
 
 def read_backlog(conn: Connection[Any]) -> Backlog:

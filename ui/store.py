@@ -135,6 +135,13 @@ def health(since: datetime) -> reads_health.Health:
         return reads_health.read_health(conn, since)
 
 
+@st.cache_data(ttl=10, show_spinner=False)
+def capture_hosts() -> tuple[reads_health.CaptureHost, ...]:
+    """The machines that capture."""
+    with transaction(read_only=True) as conn:
+        return reads_health.read_capture_hosts(conn)
+
+
 @st.cache_data(ttl=30, show_spinner=False)
 def wake_sleepers() -> int:
     """Reopen snoozed items whose time has come, at most every half minute."""

@@ -1,5 +1,6 @@
 """Health: can the triage be trusted right now, and what is the next step when it cannot."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import streamlit as st
@@ -9,7 +10,7 @@ from ragblame.ui.components.nodes import Node, draw, el
 from ragblame.ui.components.notices import backlog_strip, problem
 from ragblame.ui.components.rows import link_to_trace
 from ragblame.ui.components.wording import ago, cut, plural, span_of_time
-from ragblame.ui.reads_health import Backlog, Health
+from ragblame.ui.reads_health import Backlog, CaptureHost, Health
 
 DAYS = {"24 hours": 1, "7 days": 7, "30 days": 30}
 
@@ -29,6 +30,7 @@ def show() -> None:
         picked = draw([el("h3", "", "Failed attributions"), _failures(health)], key="failures")
         if picked is not None:
             st.switch_page("screens/trace.py", query_params={"id": picked})
+    draw([el("h3", "", "Capture"), _capture(store.capture_hosts())], key="capture")
 
 
 def _worker_problem(backlog: Backlog) -> Node | None:
@@ -95,6 +97,34 @@ def _scorers(health: Health) -> Node:
         for use in health.scorers
     ]
     names = [("scorer", ""), ("role", ""), ("runs", "number"), ("could explain", "number")]
+    head = el("tr", "", *[el("th", css, name) for name, css in names])
+    return el("table", "", el("thead", "", head), el("tbody", "", *rows))
+
+
+def _capture(hosts: Sequence[CaptureHost]) -> Node:
+    if not hosts:
+        return el("p", "quiet", "No machine has captured yet; it tells of itself with its first trace.")
+    rows = [
+        el(
+            "tr",
+            "",
+            el("td", "untrusted", cut(host.host, 80)),
+            el("td", "", f"{ago(host.seen_at)} ago"),
+            el("td", "number", f"{host.counts.get('spooled', 0):,}"),
+            el("td", "number", f"{host.waiting_bytes / 1e6:.1f} MB" if host.waiting_files else "none"),
+            el(
+                "td", "untrusted", ", ".join(f"{why} {count:,}" for why, count in host.lost.items()) or "none"
+            ),
+        )
+        for host in hosts
+    ]
+    names = [
+        ("machine", ""),
+        ("last heard", ""),
+        ("went by its disk", "number"),
+        ("waits there", "number"),
+        ("lost", ""),
+    ]
     head = el("tr", "", *[el("th", css, name) for name, css in names])
     return el("table", "", el("thead", "", head), el("tbody", "", *rows))
 
