@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 16  # coalitions scored per forward
     cache_bytes: Annotated[int, Field(ge=0)] = 1 << 29  # keys and values that coalitions may share at once
 
+    recompute_scores: bool = True  # of chunks whose retriever told none, from pgvector, in the worker
+    recompute_seconds: Annotated[float, Field(gt=0, le=60)] = 2.0  # for distances and for ranks of a table
+    embeddings: str | None = None  # "module:name" of the corpus' embedding model; None: all-MiniLM-L6-v2
+
     capture_max_field: Annotated[int, Field(ge=1_000)] = 1_000_000  # code points kept of any one text
     capture_max_chunks: Annotated[int, Field(ge=1)] = 200  # chunks kept of one trace
     capture_sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # share of the answers recorded

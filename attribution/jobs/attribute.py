@@ -6,11 +6,13 @@ PostgreSQL restarts at the moment of writing.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 from uuid import UUID
 
 from ragblame import database
 from ragblame.attribution.jobs.faults import database_faults
+from ragblame.attribution.jobs.rescoring import Rescorer, write_scores
 from ragblame.attribution.jobs.results import write_explanation, write_failure
 from ragblame.errors import DatabaseError, MissingExtraError, ModelError, RagblameError
 from ragblame.records import Explanation, Trace
@@ -78,15 +80,21 @@ def attribute_trace(
     *,
     should_abort: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
+    rescorer: Rescorer | None = None,
 ) -> Explanation:
     """Explain the stored trace and replace its results; returns what was written.
 
+    With ``rescorer``, chunks that came without a score get one, which is stored too.
     Raises ``InputError`` when there is no such trace, ``DatabaseError`` when PostgreSQL stays away longer
     than ``WAITS`` together, ``AttributionAbortedError`` when ``should_abort`` says so, and whatever the
     explainer raises.
     """
     trace = patiently(lambda: _read(url, trace_id), should_abort)
     with suppress_capture():
+        notes: list[str] = []
+        if rescorer is not None:
+            stored = trace
+            trace, notes = patiently(lambda: rescorer.rescore(stored), should_abort)
         try:
             explanation = explainer.explain_trace(trace, should_abort=should_abort, progress=progress)
         except Exception as error:
@@ -95,6 +103,7 @@ def attribute_trace(
                     f"attribution of trace {trace_id} was stopped; run it again"
                 ) from error
             raise
+    explanation = replace(explanation, notes=(*explanation.notes, *notes))
     patiently(lambda: _write(url, explanation), should_abort)
     return explanation
 
@@ -135,4 +144,5 @@ def _read(url: str, trace_id: UUID) -> Trace:
 
 def _write(url: str, explanation: Explanation) -> None:
     with database.connect(url) as conn:
+        write_scores(conn, explanation.trace)
         write_explanation(conn, explanation)

@@ -25,6 +25,7 @@ from ragblame.attribution.jobs.attribute import (
     store_failure,
 )
 from ragblame.attribution.jobs.faults import first_line
+from ragblame.attribution.jobs.rescoring import Rescorer
 from ragblame.errors import DatabaseError, InputError, RagblameError
 from ragblame.traces import TASK
 
@@ -63,6 +64,7 @@ class TraceJobs:
     explainer: Explainer
     report: Callable[[str], None]
     is_stopping: Callable[[], bool]  # the worker's grace is over: put the job back
+    rescorer: Rescorer | None = None  # None: chunks without a score stay so
     tally: WorkerTally = field(default_factory=WorkerTally)
 
     def run(self, context: JobContext, trace_id: object = None, **_: object) -> None:
@@ -91,7 +93,9 @@ class TraceJobs:
     def _attribute(self, trace_id: UUID, attempts: int, should_abort: Callable[[], bool]) -> None:
         began = time.monotonic()
         try:
-            explanation = attribute_trace(self.url, self.explainer, trace_id, should_abort=should_abort)
+            explanation = attribute_trace(
+                self.url, self.explainer, trace_id, should_abort=should_abort, rescorer=self.rescorer
+            )
         except AttributionAbortedError:
             raise
         except DatabaseError as error:

@@ -20,6 +20,7 @@ from ragblame import database
 from ragblame.attribution.jobs.attribute import Explainer, load_debugger
 from ragblame.attribution.jobs.faults import first_line
 from ragblame.attribution.jobs.job import PutBack, TraceJobs, WorkerTally
+from ragblame.attribution.jobs.rescoring import Rescorer
 from ragblame.attribution.jobs.upkeep import Upkeep
 from ragblame.errors import DatabaseError
 from ragblame.settings import Settings, load_settings
@@ -51,10 +52,12 @@ def run_worker(
     ``once``), ``ModelError`` or ``MissingExtraError`` when the scorer cannot be loaded.
     """
     database.require_schema(url)
+    chosen = settings or load_settings()
     worker = _Worker(
         url=url,
         once=once,
-        load=load or (lambda: load_debugger(settings or load_settings())),
+        load=load or (lambda: load_debugger(chosen)),
+        rescorer=Rescorer.from_settings(url, chosen),
         report=report,
         heartbeat_seconds=heartbeat_seconds,
         stalled_seconds=stalled_seconds,
@@ -71,6 +74,7 @@ class _Worker:
     url: str
     once: bool
     load: Callable[[], Explainer]
+    rescorer: Rescorer | None
     report: Callable[[str], None]
     heartbeat_seconds: float
     stalled_seconds: float
@@ -120,6 +124,7 @@ class _Worker:
                     report=self.report,
                     is_stopping=lambda: time.monotonic() > self.stop_by,
                     tally=self.tally,
+                    rescorer=self.rescorer,
                 )
                 self.report("worker ready: the model is loaded")
             keeping = asyncio.create_task(upkeep.run(app))
