@@ -147,7 +147,9 @@ class BlameHandler(BaseCallbackHandler):
             return
         if run_id.int != tree.root:
             # A graph's root ends well when a step of its own pauses; a pause further down may be caught.
-            if tree.parents.get(run_id.int) == tree.root and is_pause(error):
+            if not is_pause(error):
+                tree.failed.add(run_id.int)
+            elif tree.parents.get(run_id.int) == tree.root:
                 tree.is_paused = True
             return
         if kwargs.get("inputs") is not None and not tree.questions:

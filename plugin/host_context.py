@@ -6,10 +6,11 @@ there would look like a chain of its own.
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextvars import copy_context
 from typing import Any, ParamSpec, TypeVar, cast, overload
+from uuid import UUID
 
 from ragblame.plugin.run_tree import RunTree, open_runs
 
@@ -17,11 +18,37 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 
+def running_config() -> Mapping[str, Any]:
+    """The configuration of the LangChain step that runs in this context; empty outside of one."""
+    config_module = sys.modules.get("langchain_core.runnables.config")
+    return (config_module.var_child_runnable_config.get() if config_module is not None else None) or {}
+
+
 def current_tree() -> RunTree | None:
     """The tree of the LangChain step that runs in this context, if LangChain is at work at all."""
-    config_module = sys.modules.get("langchain_core.runnables.config")
-    config = config_module.var_child_runnable_config.get() if config_module is not None else None
-    run_id = getattr((config or {}).get("callbacks"), "parent_run_id", None)
+    return _tree_of(_running_id())
+
+
+def enclosing_run(source: object) -> UUID | None:
+    """The run around one that has no parent: some wrappers hand on a call without saying so.
+
+    RunnableWithFallbacks calls its alternatives with its own callbacks, so that each looks like a root. A run
+    without a parent belongs to the run around it when that is such a wrapper, or was called with the very
+    same object.
+    """
+    run_id = _running_id()
+    tree = _tree_of(run_id)
+    if tree is not None and (tree.is_fallback or (source is not None and id(source) == tree.source)):
+        return run_id
+    return None
+
+
+def _running_id() -> UUID | None:
+    run_id = getattr(running_config().get("callbacks"), "parent_run_id", None)
+    return run_id if isinstance(run_id, UUID) else None
+
+
+def _tree_of(run_id: UUID | None) -> RunTree | None:
     tree = open_runs.find(run_id) if run_id is not None else None
     return tree if tree is not None and tree.ended is None else None
 

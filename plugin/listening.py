@@ -12,6 +12,7 @@ from uuid import UUID
 from ragblame.plugin import payloads
 from ragblame.plugin.counters import counters
 from ragblame.plugin.endings import status_of
+from ragblame.plugin.host_context import enclosing_run, running_config
 from ragblame.plugin.passages import documents_in, read_passages
 from ragblame.plugin.pending import take_pending
 from ragblame.plugin.recorder import recorder
@@ -24,7 +25,7 @@ _LOOKS_EVERY: Final = 64  # runs of one tree between two looks for what is overd
 _MAX_PASSED: Final = 1_000  # documents kept of a tree that has no retriever event
 # What is taken for a value that cannot be read.
 _NO_TEXTS: Final[tuple[str, ...]] = ()
-_NO_ANSWER: Final[str | None] = None
+_NO_TEXT: Final[str | None] = None
 _NO_DOCUMENTS: Final[Sequence[Any]] = ()
 
 
@@ -45,7 +46,8 @@ def start(
 
     ``source`` is what the run was called with.
     """
-    tree, is_news = open_runs.start(run_id, event.get("parent_run_id"), source)
+    parent_id = event.get("parent_run_id") or enclosing_run(source)
+    tree, is_news = open_runs.start(run_id, parent_id, source)
     if tree is None:
         return None
     if tree.heard_by is not handler:
@@ -56,10 +58,16 @@ def start(
     if run_id.int != tree.root:
         if tags and (branch := branch_of(tags)) is not None:
             tree.branches[run_id.int] = branch
+        if tree.session_id is None and not tree.is_session_sought:
+            tree.is_session_sought = True
+            tree.session_id = tried(
+                payloads.session_in, running_config().get("configurable"), otherwise=_NO_TEXT
+            )
         if not len(tree.parents) % _LOOKS_EVERY:
             give_up_overdue(tree)
         return tree
     give_up_overdue(tree)
+    tree.is_fallback = event.get("name") == "RunnableWithFallbacks"
     if takes_pending:
         tree.told.extend(take_pending())
     if tags:
@@ -99,7 +107,7 @@ def note_question(tree: RunTree, inputs: Any) -> None:
 
 def note_answer(tree: RunTree, outputs: Any) -> None:
     """What the root's output says to the user."""
-    tree.answer = tried(payloads.answer_text, outputs, otherwise=_NO_ANSWER)
+    tree.answer = tried(payloads.answer_text, outputs, otherwise=_NO_TEXT)
     open_runs.hold(tree, tree.answer)
 
 

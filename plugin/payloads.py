@@ -257,15 +257,19 @@ def read_tags(tags: Any) -> tuple[str, ...]:
     return tuple(tag[:_MAX_TAG] for tag in islice(tags or (), _MAX_TAGS) if isinstance(tag, str))
 
 
+def session_in(mapping: Any) -> str | None:
+    """The session or conversation that a run's metadata or configuration names."""
+    if not isinstance(mapping, Mapping):
+        return None
+    return next((str(mapping[key]) for key in _SESSION_KEYS if isinstance(mapping.get(key), str | int)), None)
+
+
 def read_metadata(metadata: Mapping[str, Any]) -> tuple[str | None, dict[str, Json]]:
     """Session and the host's own metadata, without what looks like a credential or a framework's."""
-    session = next(
-        (str(metadata[key]) for key in _SESSION_KEYS if isinstance(metadata.get(key), str | int)), None
-    )
     own = {
         key: value
         for key, value in metadata.items()
         if isinstance(key, str) and not key.startswith(_FOREIGN_PREFIXES) and not _SECRET.search(key)
     }
     kept = clean_json(own)
-    return session, kept if isinstance(kept, dict) else {}
+    return session_in(metadata), kept if isinstance(kept, dict) else {}

@@ -69,6 +69,7 @@ class RunTree:
     last_event: float
     is_partial: bool  # its parent was never seen, or it was given up
     is_streaming: bool = False
+    is_fallback: bool = False  # the root is a wrapper whose alternatives look like roots of their own
     is_resumed: bool = False  # the root was not given a question: it goes on where an earlier run paused
     is_paused: bool = False  # a step paused to ask a person
     is_muted: bool = False  # the host asked not to record it
@@ -84,6 +85,7 @@ class RunTree:
     status: TraceStatus = TraceStatus.OK
     error: str | None = None
     session_id: str | None = None
+    is_session_sought: bool = False  # in the configuration that its steps run with
     tags: tuple[str, ...] = ()
     metadata: dict[str, Json] = field(default_factory=dict)
     models: dict[int, ModelRun] = field(default_factory=dict)
@@ -92,6 +94,9 @@ class RunTree:
     passed: dict[tuple[str | None, str, int], Passage] = field(default_factory=dict)  # between steps
     parents: dict[int, int | None] = field(default_factory=dict)  # every run of the tree
     branches: dict[int, str] = field(default_factory=dict)  # runs side by side: under which key
+    failed: set[int] = field(
+        default_factory=set
+    )  # steps that raised; a retry or a fallback may have followed
     has_retrieved: bool = False  # a search found something: documents passed between steps are the same
     ended: float | None = None  # monotonic; the root's end, children may still be open
     is_sealed: bool = False

@@ -1,4 +1,4 @@
-"""The order of an answer's searches: the same for every run of the same chain, whichever thread was faster.
+"""Which searches fed the answer, in an order that is the same for every run of the same chain.
 
 Searches count in the order they began, but those that a RunnableParallel runs side by side go by the keys it
 gave them. A chunk's place among all chunks then means the same today and tomorrow.
@@ -12,8 +12,15 @@ _MAX_DEPTH: Final = 200  # runs inside runs; deeper than any chain is built
 
 
 def ordered_searches(tree: RunTree) -> list[Search]:
-    """The outermost searches of the tree in a stable order, then what the host told of."""
+    """The outermost searches of the tree in a stable order, then what the host told of.
+
+    An attempt that failed as a whole is left out, with what it found, when another one found something.
+    """
     outer = {run: search for run, search in list(tree.searches.items()) if not search.is_nested}
+    if tree.failed:
+        lasting = {run: search for run, search in outer.items() if tree.failed.isdisjoint(_path(run, tree))}
+        if any(search.passages for search in lasting.values()):
+            outer = lasting
     if len(outer) > 1 and tree.branches:
         outer = {run: outer[run] for run in _sorted(list(outer), tree)}
     return [*outer.values(), *list(tree.told)]

@@ -193,3 +193,13 @@ def test_host_metadata_is_kept_without_credentials(collector: Collector) -> None
     assert trace.session_id == "s-7"
     assert trace.tags == ("blue",)
     assert {key for key in trace.metadata if key != "ragblame"} == {"session_id", "team", "monkey"}
+
+
+@pytest.mark.parametrize("where", ["metadata", "configurable"])
+def test_a_session_links_the_turns_of_a_conversation(collector: Collector, where: str) -> None:
+    """The session stands in the run's metadata, or in the configuration that steps run with."""
+    config: Any = {**collector.config(), where: {"session_id": "s-7"}}
+    make_chain().invoke("q", config)
+    list(make_chain().stream("q", config))
+    asyncio.run(make_chain().ainvoke("q", config))
+    assert [trace.session_id for trace in collector.traces()] == ["s-7"] * 3

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,9 +24,9 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel, GenericFakeChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import JsonOutputParser, StrOutputParser
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import (
@@ -60,6 +60,7 @@ from tests.capture import (
     NotesRetriever,
     check,
     collecting,
+    drain,
     join,
     make_chain,
     notes_of,
@@ -225,6 +226,12 @@ class Failing(FakeListChatModel):
             raise ConnectionError("overloaded")
         return ANSWER
 
+    def _stream(self, *args: Any, **kwargs: Any) -> Iterator[ChatGenerationChunk]:
+        yield ChatGenerationChunk(message=AIMessageChunk(content=self._call()))
+
+    async def _astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[ChatGenerationChunk]:
+        yield ChatGenerationChunk(message=AIMessageChunk(content=self._call()))
+
 
 @pytest.mark.parametrize("kind", ["fallback", "retry"])
 def test_row_18_only_the_successful_attempt_answers(collector: Collector, kind: str) -> None:
@@ -242,6 +249,43 @@ def test_row_18_only_the_successful_attempt_answers(collector: Collector, kind: 
     assert [entry["ended"] for entry in attempts] == ["error"] * (len(attempts) - 1) + ["ok"]
     assert [entry["answered"] for entry in attempts] == [False] * (len(attempts) - 1) + [True]
     assert notes_of(trace)["failed_model_runs"] == ["ConnectionError: overloaded"] * (len(attempts) - 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [*((kind, call) for kind in ("fallback", "retry") for call in ("invoke", "ainvoke")),
+     ("fallback", "stream"), ("fallback", "astream")],
+)  # fmt: skip
+def test_row_18_what_a_failed_attempt_found_is_no_chunk(collector: Collector, kind: str, call: str) -> None:
+    """A whole chain tried again is one trace, with the chunks of the attempt that answered."""
+    first = make_chain(model=Failing(responses=[""]))
+    chain: Any = (
+        first.with_retry(wait_exponential_jitter=False)
+        if kind == "retry"
+        else first.with_fallbacks([make_chain()])
+    )
+    config = collector.config()
+    if call in ("invoke", "stream"):
+        assert "".join(getattr(chain, call)("q", config)) == ANSWER
+    elif call == "ainvoke":
+        asyncio.run(chain.ainvoke("q", config))
+    else:
+        asyncio.run(drain(chain.astream("q", config)))
+    trace = collector.only()
+    assert (trace.question, trace.answer, trace.status) == ("q", ANSWER, TraceStatus.OK)
+    assert [(chunk.source_id, chunk.position) for chunk in trace.chunks] == [("row-1", 0), ("row-2", 1)]
+    assert notes_of(trace)["failed_model_runs"] == ["ConnectionError: overloaded"]
+
+
+def test_row_18_a_models_fallback_is_one_trace(collector: Collector) -> None:
+    """Alternatives that a wrapper calls without saying so belong to its run; a loop's calls do not."""
+    model = Failing(responses=[""]).with_fallbacks([says(ANSWER)])
+    model.invoke("hi", collector.config())
+    config = collector.config()
+    step(lambda many: [make_chain().invoke(one, config) for one in many]).invoke(["a", "b"], config)
+    first, *rest = collector.traces()
+    assert (first.question, first.answer, notes_of(first)["model_runs"]) == ("hi", ANSWER, 2)
+    assert [trace.question for trace in rest if trace.chunks] == ["a", "b"]
 
 
 class Reply(BaseModel):
@@ -308,14 +352,18 @@ def test_row_19_blocks_are_true_of_both_texts(answer: str, other: str, is_json: 
 
 def test_row_20_reasoning_is_not_the_answer(collector: Collector) -> None:
     """Of content blocks only text is answer; in a prompt, an image stands as a placeholder."""
-    thought = [{"type": "reasoning", "reasoning": "hm"}, {"type": "thinking", "thinking": "so"}]
+    thought: list[Any] = [
+        {"type": "reasoning", "reasoning": "hm"},
+        {"type": "thinking", "thinking": "so"},
+    ]
     message = AIMessage([*thought, {"type": "text", "text": ANSWER, "citations": [1]}, " Indeed."])
     image = {"type": "image_url", "image_url": {"url": "data:"}}
-    prompt = [SystemMessage("see"), HumanMessage([{"type": "text", "text": "what is "}, image])]
+    said = AIMessage([*thought, {"type": "text", "text": "before"}])
+    prompt = [said, HumanMessage([{"type": "text", "text": "what is "}, image])]
     says(message).invoke(prompt, collector.config())
     trace = collector.only()
     assert trace.answer == f"{ANSWER} Indeed."
-    assert [message.text for message in trace.prompt] == ["see", "what is [image_url]"]
+    assert [message.text for message in trace.prompt] == ["before", "what is [image_url]"]
     BlameHandler().on_llm_new_token(["a", {"type": "text"}], run_id=uuid.uuid4())
 
 
@@ -409,6 +457,9 @@ def test_row_24_open_runs_are_bounded_by_bytes_and_age() -> None:
     assert heavy.overdue() == [large]
     assert (large.status, large.is_partial) == (TraceStatus.ABANDONED, True)
     heavy.end(large)
+    fresh = heavy.find(start(heavy))
+    assert fresh is not None
+    heavy.hold(fresh, "x" * 500)
     assert heavy.overdue() == []
     heavy.seal(large)
     heavy.hold(large, "late text is not held")
