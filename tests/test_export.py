@@ -1,6 +1,7 @@
 """`ragblame export`: traces with verdicts as spans that other tools read, and that come back as they were."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -256,6 +257,20 @@ def test_otlp_is_what_a_collector_reads() -> None:
     assert values["ragblame.spans.0.shares"] == {
         "arrayValue": {"values": [{"doubleValue": 1.5}, {"doubleValue": -0.25}, {"doubleValue": 0.0}]}
     }
+
+
+def test_every_attribute_is_documented() -> None:
+    """Who reads our spans finds each attribute of ours in docs/interop.md."""
+    page = (Path(__file__).parent.parent / "docs" / "interop.md").read_text("utf-8")
+    trace = captured()
+    sampled = tuple(replace(one, standard_errors=(0.1, 0.1, 0.1)) for one in explained(trace).attributions)
+    spans = spans_of(trace, replace(explained(trace), attributions=sampled))
+    for key in {key for span in spans for key in span["attributes"] if "ragblame" in key}:
+        name = re.sub(r"\.\d+\.", ".N.", key)
+        start, _, last = name.rpartition(".")
+        if start == "ragblame.verdicts":
+            last = "VERDICT"
+        assert f"`{start}.{last}`" in page or (f"`{start}." in page and f"`.{last}`" in page), key
 
 
 # Many traces, the command line ---------------------------------------------------------------------------
