@@ -451,6 +451,44 @@ def test_the_worker_stores_what_it_recomputed(
     assert read_trace(connection, trace.id) == again.trace
 
 
+def test_a_forbidden_table_is_a_note_and_a_lost_server_is_not(database_url: str, connection: Conn) -> None:
+    """Only what may pass is tried again: a missing permission is told, a killed connection is an error."""
+    ids = foreign_table(database_url, "closed", texts_of(3))
+    text = next(iter(ids))
+    trace = trace_with(Chunk(position=0, text=text, source_id=ids[text], source_table="public.closed"))
+    connection.execute(
+        f"CREATE ROLE reader LOGIN PASSWORD 'r'; GRANT CONNECT ON DATABASE {connection.info.dbname} TO reader"
+    )
+    connection.commit()
+    host = f"postgresql://reader:r@{connection.info.host}:{connection.info.port}/{connection.info.dbname}"
+    try:
+        scored, [note] = rescorer(host).rescore(trace)
+        assert scored == trace
+        assert "permission denied" in note
+    finally:
+        connection.execute("DROP OWNED BY reader; DROP ROLE reader")
+        connection.commit()
+    step = rescorer(database_url)
+    step._loaded["tests.test_scores:LetterEmbeddings"] = KillingEmbeddings(database_url)
+    with pytest.raises(DatabaseError, match="PostgreSQL failed"):
+        step.rescore(trace)
+
+
+class KillingEmbeddings(LetterEmbeddings):
+    """Ends every other connection to the database while it embeds."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def embed_query(self, text: str) -> list[float]:
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            conn.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = 'ragblame'"
+            )
+        return super().embed_query(text)
+
+
 def test_scores_can_be_left_as_they_came(database_url: str) -> None:
     """The setting switches the step off; PostgreSQL being away is not hidden as a note."""
     assert Rescorer.from_settings("url", Settings(recompute_scores=False)) is None

@@ -144,5 +144,6 @@ def _read(url: str, trace_id: UUID) -> Trace:
 
 def _write(url: str, explanation: Explanation) -> None:
     with database.connect(url) as conn:
-        write_scores(conn, explanation.trace)
+        with database_faults("scores", explanation.trace.id):
+            write_scores(conn, explanation.trace)
         write_explanation(conn, explanation)

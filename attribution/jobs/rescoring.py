@@ -8,20 +8,19 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+import psycopg
 from langchain_core.embeddings import Embeddings
 
 from ragblame import database
+from ragblame.attribution.jobs.faults import first_line
 from ragblame.errors import DatabaseError, InputError, RagblameError
 from ragblame.records import MASK, Chunk, Json, Trace
 from ragblame.retriever.embedding_models import name_of
 from ragblame.retriever.scores import RowScore, models_of, require_same_model, score_rows
 from ragblame.retriever.vector_tables import VectorTable, find_vector_table
 from ragblame.settings import Settings
-
-if TYPE_CHECKING:
-    import psycopg
 
 SCORE_NAME: Final = "recomputed distance"  # what distinguishes it from a retriever's own
 _KEY: Final = "recomputed"  # in a chunk's metadata, under "ragblame"
@@ -66,7 +65,10 @@ class Rescorer:
                 groups[_table_of(chunk), _query_of(trace, chunk)].append(chunk)
             except InputError as error:
                 problems[str(error)].append(chunk.position)
-        for (name, query), chunks in list(groups.items())[:_MAX_TABLES]:
+        for number, ((name, query), chunks) in enumerate(groups.items()):
+            if number >= _MAX_TABLES:
+                problems["too many tables and queries in one trace"] += [chunk.position for chunk in chunks]
+                continue
             try:
                 for position, outcome in self._measure(name, query, chunks):
                     if isinstance(outcome, str):
@@ -76,6 +78,11 @@ class Rescorer:
             except DatabaseError:
                 raise
             except Exception as error:  # embeddings and tables are the host's: anything may come
+                if _is_away(error):
+                    line = first_line(error)
+                    raise DatabaseError(
+                        f"scores: PostgreSQL failed: {line}; run `ragblame doctor`"
+                    ) from error
                 reason = (
                     str(error) if isinstance(error, RagblameError) else f"{type(error).__name__}: {error}"
                 )
@@ -111,7 +118,7 @@ class Rescorer:
                 yield chunk.position, _finding(table, row, name_of(embeddings))
 
     def _embeddings_for(
-        self, conn: "psycopg.Connection[Any]", table: VectorTable, ids: Sequence[str]
+        self, conn: psycopg.Connection[Any], table: VectorTable, ids: Sequence[str]
     ) -> Embeddings:
         """The model that made the table's vectors. Raises ``InputError`` when it is not at hand."""
         if table.is_ours:
@@ -157,7 +164,12 @@ class Rescorer:
         return self._loaded[path]
 
 
-def write_scores(conn: "psycopg.Connection[Any]", trace: Trace) -> None:
+def _is_away(error: Exception) -> bool:
+    """Whether the server was lost in the middle: trying again may help, as it does not for other faults."""
+    return isinstance(error, psycopg.OperationalError) and (error.sqlstate or "57P01")[:3] in ("57P", "080")
+
+
+def write_scores(conn: psycopg.Connection[Any], trace: Trace) -> None:
     """Store the recomputed scores of a trace's chunks; a retriever's own score is never replaced."""
     from psycopg.types.json import Jsonb
 
