@@ -292,8 +292,8 @@ def main() -> None:
         for name, measured in found.items()
     ] + [
         "Milliseconds of one run of the chain, fifteen LangChain runs; medians of "
-        f"{repeats} timings of {calls} each. Aside: of the CPU, what ran in the tracer's own threads or after "
-        "the answer; the chain did not wait for it.",
+        f"{repeats} timings of {calls} each. Aside: of the CPU, what ran in the tracer's own threads or "
+        "after the answer; the chain did not wait for it.",
         f"Importing the plugin took {import_wall:.3f} s of wall time.",
         "Added CPU against LangChain's own BaseTracer that keeps nothing: "
         + ", ".join(f"{mode} {value:.2f}" for mode, value in floor.items()),
