@@ -149,10 +149,10 @@ def _chunks(found: Sequence[_Found], cut: "_Cutter") -> Iterator[Chunk]:
 def _answer(tree: RunTree, chosen: ModelRun | None) -> tuple[str, str | None]:
     """What the user was shown, and the model's own text where that differs."""
     said = chosen.text if chosen is not None else None
-    shown = tree.answer if tree.answer is not None else said or ""
-    if chosen is not None and chosen.is_tool_call and not shown:
+    if chosen is not None and chosen.is_tool_call and not tree.answer:
         # It was stopped before the tool it asked for, or the tool's arguments are its structured answer.
         return ("" if tree.status is TraceStatus.INTERRUPTED else said or ""), None
+    shown = tree.answer if tree.answer is not None else said or ""
     return shown, said if said and said != shown else None
 
 

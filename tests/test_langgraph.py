@@ -14,7 +14,7 @@ from langchain_core.language_models import FakeListChatModel, GenericFakeChatMod
 from langchain_core.messages import AIMessage
 from langchain_core.tools import create_retriever_tool, tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, StateGraph
+from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, Send, interrupt
 
 import ragblame
@@ -276,19 +276,47 @@ def test_a_conversation_is_one_session_of_several_answers(collector: Collector) 
     assert first.session_id == second.session_id == "t-1"
 
 
-def test_a_pause_before_a_tool_has_no_answer_yet(collector: Collector) -> None:
-    """An agent stopped before its tool: what it said to an earlier question is not the answer to this one."""
+def test_the_last_words_of_the_state_are_the_answer(collector: Collector) -> None:
+    """What a node without a model makes of the answer was shown; what the model wrote is kept beside it."""
+
+    def polish(state: Any) -> Any:
+        return {"messages": [AIMessage(f"{state['messages'][-1].content} Bye.")]}
+
+    look_up = create_retriever_tool(NotesRetriever(), "look_up", "Search.")
+    graph: Any = StateGraph(MessagesState)
+    graph.add_node("agent", create_react_agent(searching("port"), [look_up]))
+    graph.add_node("polish", polish)
+    graph.add_edge(START, "agent")
+    graph.add_edge("agent", "polish")
+    graph.compile().invoke({"messages": [("user", "Which port?")]}, collector.config())
+    trace = collector.only()
+    assert (trace.answer, trace.generated) == (f"{ANSWER} Bye.", ANSWER)
+
+
+@pytest.mark.parametrize("place", ["model", "tool"])
+def test_a_pause_before_the_answer_has_none_yet(collector: Collector, place: str) -> None:
+    """Stopped before its model or its tool: what an agent said to an earlier question is not the answer."""
 
     @tool
     def look_up(query: str) -> str:
         """Search, if a person agrees."""
         return str(interrupt(query))
 
+    def ask_first(state: Any) -> Any:
+        if place == "model" and len(state["messages"]) > 1:
+            interrupt("May I answer?")
+        return {}
+
     model = Scripted(messages=iter([AIMessage("An earlier answer."), *searching("port").messages]))
-    agent = create_react_agent(model, [look_up], checkpointer=InMemorySaver())
+    graph: Any = StateGraph(MessagesState)
+    graph.add_node("ask_first", ask_first)
+    graph.add_node("agent", create_react_agent(model, [look_up]))
+    graph.add_edge(START, "ask_first")
+    graph.add_edge("ask_first", "agent")
+    graph = graph.compile(checkpointer=InMemorySaver())
     config: Any = {**collector.config(), "configurable": {"thread_id": "t-1"}}
     for question in ("Hello?", "Which port?"):
-        agent.invoke({"messages": [("user", question)]}, config)
+        graph.invoke({"messages": [("user", question)]}, config)
     _, second = collector.traces()
     assert (second.question, second.answer, second.generated) == ("Which port?", "", None)
     assert second.status is TraceStatus.INTERRUPTED

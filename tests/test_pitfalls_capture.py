@@ -50,6 +50,7 @@ from ragblame.plugin.counters import counters
 from ragblame.plugin.handler import BlameHandler
 from ragblame.plugin.run_tree import OpenRuns, open_runs
 from ragblame.plugin.sampling import is_sampled
+from ragblame.plugin.spool import inspect_spool
 from ragblame.records import AlignmentState, Message, Trace, TraceStatus
 from ragblame.suppression import suppress_capture
 from ragblame.traces import new_trace_id
@@ -61,10 +62,12 @@ from tests.capture import (
     check,
     collecting,
     drain,
+    installed,
     join,
     make_chain,
     notes_of,
     run_apart,
+    settings_for,
     step,
 )
 
@@ -198,8 +201,8 @@ def test_row_17_what_only_order_tells_is_called_ambiguous(collector: Collector) 
 
 
 def test_row_17_a_reranker_inside_a_retriever_never_answers(collector: Collector) -> None:
-    """A model that a retriever asks is no candidate, even when its text is the answer's beginning."""
-    ranker = says("The")
+    """A model that a retriever asks is no candidate, even when its text is the answer word for word."""
+    ranker = says("It is 2959")
 
     class Ranked(BaseRetriever):
         def _get_relevant_documents(
@@ -208,9 +211,10 @@ def test_row_17_a_reranker_inside_a_retriever_never_answers(collector: Collector
             ranker.invoke("rank", {"callbacks": run_manager.get_child()})
             return NotesRetriever().invoke(query, {"callbacks": run_manager.get_child()})
 
-    make_chain(model=says("It is 2959."), retriever=Ranked()).invoke("q", collector.config())
+    chain = make_chain(model=says("It is 2959."), retriever=Ranked())
+    (chain | step(lambda text: text.strip("."))).invoke("q", collector.config())
     trace = collector.only()
-    assert trace.answer == "It is 2959."
+    assert (trace.answer, trace.generated) == ("It is 2959", "It is 2959.")
     assert len(trace.chunks) == 2  # the inner retriever only feeds the outer one
 
 
@@ -470,12 +474,16 @@ def test_row_24_open_runs_are_bounded_by_bytes_and_age() -> None:
 def test_row_24_one_endless_root_is_bounded(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service loop inside one root run is given up as partial instead of growing for ever."""
     monkeypatch.setattr(open_runs, "_max_tree_runs", 60)
-    config = collector.config()
-    chain, before = make_chain(), evicted()
-    step(lambda text, config: [chain.invoke(f"q{n}", config) for n in range(40)][-1]).invoke("loop", config)
+    config, before = collector.config(), evicted()
+
+    def serve(text: str, config: RunnableConfig) -> int:
+        return len([NotesRetriever().invoke(f"q{number}", config) for number in range(200)])
+
+    step(serve).invoke("loop", config)
     assert evicted() == before + 1
-    [trace] = collector.traces()
+    trace = collector.only()
     assert (trace.status, trace.partial_tree) == (TraceStatus.ABANDONED, True)
+    assert 60 < len(notes_of(trace)["retrievers"]) + len(trace.chunks) < 200
 
 
 def test_row_24_an_agents_old_prompts_are_let_go() -> None:
@@ -937,6 +945,23 @@ atexit.register(lambda: print(chain.invoke('before ours').content))
     kept = b"".join(path.read_bytes() for path in data_dir.rglob("*") if path.is_file())
     assert b'"before"' in kept
     assert b'"before ours"' in kept
+
+
+def test_row_37_no_thread_no_harm(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a thread cannot be started any more, the answer comes all the same, and close() spools."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with installed(settings_for("postgresql://x@127.0.0.1:1/x", data_dir)) as recorder:
+        chain = NotesRetriever() | step(join) | FakeListChatModel(responses=[ANSWER])
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            assert chain.invoke("q", {"callbacks": [BlameHandler()]}).content == ANSWER
+            recorder.close(0.1)
+    assert inspect_spool(data_dir / "spool").waiting == 1
+    for tree in list(open_runs._roots.values()):  # the process would be gone
+        open_runs.seal(tree)
 
 
 def test_row_38_preforked_workers_record_on_their_own(database_url: str, data_dir: Path) -> None:

@@ -221,6 +221,11 @@ def test_p07_no_event_can_make_the_handler_raise() -> None:
     assert len(open_runs) == 0
 
 
+def test_p07_langchain_is_told_to_swallow_what_we_raise() -> None:
+    """Even an exception that escaped us would be logged by LangChain, and would not end the user's answer."""
+    assert (BlameHandler().raise_error, BlameHandler().run_inline) == (False, True)
+
+
 @pytest.mark.parametrize("value", hostile_values(), ids=lambda value: type(value).__name__)
 def test_p07_a_hostile_output_still_ends_its_trace(value: Any) -> None:
     """Whatever a chain returns, its answer is recorded by what its model said, and no run stays open."""
@@ -311,6 +316,31 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ragblame.flush(20))
     done = run_apart(SCRIPT + body, environment=environment(database_url, data_dir))
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "0 True\n")
     assert stored(database_url) == (2, 2)
+
+
+def test_p09_a_fork_leaves_the_parents_queue_to_the_parent() -> None:
+    """What waits in the parent when it forks is handed over once, by the parent; no lock stays taken."""
+    body = """
+import os, sys, threading, time, ragblame
+from tests.capture import make_chain
+gate = threading.Event()
+def sink(trace):
+    gate.wait(10)
+    os.write(1, f'{os.getpid() == parent} {trace.question}\\n'.encode())
+parent, handler = os.getpid(), ragblame.BlameHandler(sink=sink)
+for number in range(3):
+    make_chain().invoke(f'parent {number}', {'callbacks': [handler]})
+child = os.fork()
+gate.set()
+if child == 0:
+    make_chain().invoke('child', {'callbacks': [handler]})
+    os._exit(0 if ragblame.flush(20) else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 and ragblame.flush(20)
+"""
+    done = run_apart(body)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = ["False child", "True parent 0", "True parent 1", "True parent 2"]
+    assert sorted(done.stdout.splitlines()) == told
 
 
 # P10, P11, P12: contexts and endings -----------------------------------------------------------------------
@@ -442,6 +472,18 @@ def test_p13_documents_given_as_input_are_chunks(collector: Collector) -> None:
     trace = collector.only()
     assert trace.question == "q"
     assert [chunk.source_id for chunk in trace.chunks] == ["row-1", "row-2"]
+
+
+def test_p13_documents_of_the_roots_output_are_chunks(collector: Collector) -> None:
+    """A function that searches and answers by itself, and returns both, is a whole trace."""
+
+    def ask(question: str, config: Any) -> dict[str, Any]:
+        said = FakeListChatModel(responses=[ANSWER]).invoke(f"Note.\n{question}", config)
+        return {"answer": said.content, "context": [Document("Note.", id="row-1")]}
+
+    step(ask).invoke("q", collector.config())
+    trace = collector.only()
+    assert (trace.answer, [chunk.source_id for chunk in trace.chunks]) == (ANSWER, ["row-1"])
 
 
 def test_p13_a_tools_artifact_is_a_search_of_its_own(collector: Collector) -> None:
