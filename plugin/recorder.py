@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 BATCH: Final = 100  # trees taken at once
 BATCH_BYTES: Final = 16_000_000
-# Traces that come in quick succession are written in one transaction: each costs a dozen round trips.
-LINGER_SECONDS: Final = 0.1
+# Traces that come in quick succession are written in one transaction: each costs a dozen round trips. Longer
+# would not pay: what waits is thousands of objects, and Python's collector would stop the host to look at them.
+LINGER_SECONDS: Final = 0.03
 GRACE_SECONDS: Final = 1.0  # a model that still ran at the root's end may report so long
 FLUSH_SECONDS: Final = 5.0  # until the settings are read
 
