@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     recompute_seconds: Annotated[float, Field(gt=0, le=60)] = 2.0  # for distances and for ranks of a table
     embeddings: str | None = None  # "module:name" of the corpus' embedding model; None: all-MiniLM-L6-v2
 
+    probe_url: SecretStr | None = None  # of a role with SELECT only, on the corpus; None: database_url
+    probe_seconds: Annotated[float, Field(gt=0, le=60)] = 3.0  # of PostgreSQL's time for one span
+    probe_corpora: tuple[dict[str, str | int], ...] = ()  # foreign tables; see docs/probe.md
+
     capture_max_field: Annotated[int, Field(ge=1_000)] = 1_000_000  # code points kept of any one text
     capture_max_chunks: Annotated[int, Field(ge=1)] = 200  # chunks kept of one trace
     capture_sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # share of the answers recorded
