@@ -258,7 +258,7 @@ def test_row_18_only_the_successful_attempt_answers(collector: Collector, kind: 
 @pytest.mark.parametrize(
     ("kind", "call"),
     [*((kind, call) for kind in ("fallback", "retry") for call in ("invoke", "ainvoke")),
-     ("fallback", "stream"), ("fallback", "astream")],
+     ("fallback", "stream"), ("fallback", "astream"), ("named fallback", "invoke")],
 )  # fmt: skip
 def test_row_18_what_a_failed_attempt_found_is_no_chunk(collector: Collector, kind: str, call: str) -> None:
     """A whole chain tried again is one trace, with the chunks of the attempt that answered."""
@@ -268,6 +268,8 @@ def test_row_18_what_a_failed_attempt_found_is_no_chunk(collector: Collector, ki
         if kind == "retry"
         else first.with_fallbacks([make_chain()])
     )
+    if kind == "named fallback":
+        chain = chain.with_config(run_name="support chain")
     config = collector.config()
     if call in ("invoke", "stream"):
         assert "".join(getattr(chain, call)("q", config)) == ANSWER
