@@ -9,7 +9,8 @@ table, too, and so is what was dropped because the spool was full. *Added latenc
 the captured hosts' answers minus that of the control's in the same windows; an outage's window ends when the
 replay of what was spooled is over. At the end everything is replayed, and the ledgers are held against the
 tables: every id once, with all its chunks and one job.
-Run: python benchmarks/fault_soak.py [--minutes 20] [--json] [--write]
+With `--quick` every fault comes once, shortly, at a lower rate: that checks exactness, not latency.
+Run: python benchmarks/fault_soak.py [--minutes 20 | --quick] [--json] [--write]
 """
 
 import json
@@ -42,11 +43,37 @@ from ragblame.plugin.writer import Writer
 from ragblame.settings import Settings
 
 SEED: Final = 5
-RATE: Final = 115.0  # answers a second of each host
-SPOOL_BYTES: Final = 64_000_000  # of the spool's disk where we may mount one, else the spool's own cap
 STARTING_SECONDS: Final = 4.0  # a host that was just started loads its driver in the background
 OUTAGES: Final = ("stopped", "frozen", "server killed", "spool full")
 PACKAGES: Final = ("langchain-core", "psycopg")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How hard and for how long; seconds unless said otherwise."""
+
+    rate: float = 115.0  # answers a second of each host
+    spool_bytes: int = 64_000_000  # of the spool's disk where we may mount one, else the spool's own cap
+    calm: tuple[float, float] = (4.0, 8.0)  # between two faults
+    kills: tuple[float, float] = (12.0, 30.0)  # between two kills of a host
+    stopped: float = 8.0
+    frozen: float = 10.0
+    killed: float = 4.0
+    full: float = 25.0
+    step: float = 2.0  # on each of three wrong clocks
+
+
+QUICK: Final = Plan(
+    rate=30.0,
+    spool_bytes=3_000_000,
+    calm=(1.0, 2.0),
+    kills=(4.0, 8.0),
+    stopped=2.0,
+    frozen=5.0,
+    killed=1.0,
+    full=8.0,
+    step=0.5,
+)
 
 
 @dataclass(slots=True)
@@ -72,8 +99,8 @@ class Window:
 class Soak:
     """The stage: server, spool, hosts, and what was done to them when."""
 
-    def __init__(self, server: OwnServer, folder: Path, data_dir: Path, spool_cap: int) -> None:
-        self.server, self.folder, self.data_dir = server, folder, data_dir
+    def __init__(self, plan: Plan, server: OwnServer, folder: Path, data_dir: Path, spool_cap: int) -> None:
+        self.plan, self.server, self.folder, self.data_dir = plan, server, folder, data_dir
         self.hosts = [Host("a", False), Host("b", False), Host("control", True)]
         self.windows: list[Window] = []
         self.lock = threading.Lock()  # over killing, starting and ending hosts
@@ -88,7 +115,9 @@ class Soak:
     def start_host(self, host: Host) -> None:
         """Start it and wait until it answers."""
         command = [sys.executable, str(Path(__file__).with_name("soak_client.py"))]
-        command += [str(self.folder), host.name, str(RATE)] + (["--control"] if host.is_control else [])
+        command += [str(self.folder), host.name, str(self.plan.rate)] + (
+            ["--control"] if host.is_control else []
+        )
         host.process = subprocess.Popen(
             command,
             env=self.environment,
@@ -149,37 +178,37 @@ class Soak:
             time.sleep(0.1)
         self.windows.append(Window(name, start, time.monotonic()))
 
-    def calm(self, seconds: float) -> None:
+    def calm(self) -> None:
         """Nothing happens."""
         with self.window("calm"):
-            time.sleep(seconds)
+            time.sleep(self.random.uniform(*self.plan.calm))
 
     def stop_server(self) -> None:
         """Its sessions end at once and it stays away."""
         with self.window("stopped"):
             self.server.stop()
-            time.sleep(8)
+            time.sleep(self.plan.stopped)
             self.server.start()
 
     def freeze_server(self) -> None:
         """It keeps its connections and says nothing."""
         with self.window("frozen"):
             self.server.freeze()
-            time.sleep(10)
+            time.sleep(self.plan.frozen)
             self.server.thaw()
 
     def kill_server(self) -> None:
         """Every process of it dies at once; then it recovers from its log."""
         with self.window("server killed"):
             self.server.stop(signal.SIGKILL)
-            time.sleep(4)
+            time.sleep(self.plan.killed)
             self.server.start()
 
     def fill_spool(self) -> None:
         """It stays away for longer than the spool has room."""
         with self.window("spool full"):
             self.server.stop()
-            time.sleep(25)
+            time.sleep(self.plan.full)
             self.server.start()
 
     def step_clocks(self) -> None:
@@ -187,7 +216,7 @@ class Soak:
         with self.window("clock stepped"):
             for days in (40, -2, 0):
                 self.tell(f"clock {days * 86_400}")
-                time.sleep(2)
+                time.sleep(self.plan.step)
 
     def run(self, minutes: float) -> None:
         """All faults in turn until the time is over, each at least once; meanwhile hosts are killed."""
@@ -203,38 +232,38 @@ class Soak:
             self.fill_spool,
         )
         try:
-            self.calm(8)
+            self.calm()
             is_first = True
             while is_first or time.monotonic() < until:
                 for fault in faults:
                     if not is_first and time.monotonic() >= until:
                         break
                     fault()
-                    self.calm(self.random.uniform(4, 8))
+                    self.calm()
                 is_first = False
         finally:
             is_over.set()
             killer.join()
 
     def _kill_hosts(self, is_over: threading.Event) -> None:
-        while not is_over.wait(self.random.uniform(12, 30)):
+        while not is_over.wait(self.random.uniform(*self.plan.kills)):
             self.kill_one()
 
 
 @contextmanager
-def spool_disk(data_dir: Path) -> Iterator[tuple[str, int]]:
+def spool_disk(data_dir: Path, size: int) -> Iterator[tuple[str, int]]:
     """A small disk for the spool where we may mount one; what was done, and the cap for the spool itself."""
     folder = data_dir / "spool"
     folder.mkdir(mode=0o700)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SPOOL_BYTES},mode=0700", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(folder)]
     is_mounted = False
     if shutil.which("mount") is not None:
         is_mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
     try:
         if is_mounted:
-            yield f"a disk of {SPOOL_BYTES / 1e6:.0f} MB that ran full", 8 * SPOOL_BYTES
+            yield f"a disk of {size / 1e6:.0f} MB that ran full", 8 * size
         else:
-            yield f"a cap of {SPOOL_BYTES / 1e6:.0f} MB", SPOOL_BYTES
+            yield f"a cap of {size / 1e6:.0f} MB", size
     finally:
         if is_mounted:
             subprocess.run(["umount", "-l", str(folder)], check=False)
@@ -370,13 +399,17 @@ def latency_rows(soak: Soak) -> tuple[list[dict[str, Any]], float]:
 def main() -> None:
     """Soak, tally, report."""
     minutes = float(sys.argv[sys.argv.index("--minutes") + 1]) if "--minutes" in sys.argv else 20.0
+    plan, minutes = (QUICK, 0.0) if "--quick" in sys.argv else (Plan(), minutes)
     home = Path(tempfile.mkdtemp(prefix="ragblame-soak-"))
     data_dir, folder = home / "data", home / "hosts"
     data_dir.mkdir()
     folder.mkdir()
     try:
-        with own_server({"max_wal_size": "2GB"}) as server, spool_disk(data_dir) as (disk, cap):
-            soak = Soak(server, folder, data_dir, cap)
+        with (
+            own_server({"max_wal_size": "2GB"}) as server,
+            spool_disk(data_dir, plan.spool_bytes) as (disk, cap),
+        ):
+            soak = Soak(plan, server, folder, data_dir, cap)
             began = time.monotonic()
             try:
                 for host in soak.hosts:

@@ -23,6 +23,7 @@ _COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
     "replayed": ("traces_replayed_total", "Traces brought from the spool to PostgreSQL."),
     "refused": ("traces_refused_total", "Traces that PostgreSQL will never take, kept in *.refused."),
     "capture_faults": ("capture_faults_total", "Exceptions of capture's own, kept from the host."),
+    "redaction_faults": ("redaction_faults_total", "Texts masked whole, because a redaction rule failed."),
     "evicted_runs": ("evicted_runs_total", "Runs given up because they never ended or too many were open."),
 }
 DROPS: Final[Mapping[str, str]] = {  # counter -> what to do about it
@@ -41,7 +42,7 @@ def metrics() -> str:
 
     It reads a folder's entries, nothing more: milliseconds, but not for an event loop.
     """
-    waiting, held = recorder().load
+    waiting, held = recorder().waiting.load
     lines = list(_counters(counters.snapshot(), "process"))
     lines += family("queue_traces", "gauge", "Traces that wait in memory.", [({}, waiting)])
     lines += family("queue_bytes", "gauge", "Text held by waiting traces, bytes.", [({}, held)])

@@ -6,14 +6,12 @@ spool.
 """
 
 import atexit
-import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from ragblame.plugin.assembly import Limits, assemble
@@ -21,6 +19,7 @@ from ragblame.plugin.breathing import breathe
 from ragblame.plugin.counters import counters
 from ragblame.plugin.forking import fork_guard
 from ragblame.plugin.run_tree import RunTree, open_runs
+from ragblame.plugin.waiting import FlushMark, Waiting
 from ragblame.records import Trace
 
 if TYPE_CHECKING:
@@ -29,25 +28,8 @@ if TYPE_CHECKING:
     from ragblame.plugin.writer import Writer
     from ragblame.settings import Settings
 
-BATCH: Final = 100  # trees taken at once
-BATCH_BYTES: Final = 16_000_000
-# Traces that come in quick succession are written in one transaction: each costs a dozen round trips. Longer
-# would not pay: what waits is thousands of objects, and Python's collector would stop the host to look at them.
-LINGER_SECONDS: Final = 0.03
 GRACE_SECONDS: Final = 1.0  # a model that still ran at the root's end may report so long
 FLUSH_SECONDS: Final = 5.0  # until the settings are read
-
-
-@dataclass(slots=True)
-class _Flush:
-    """A mark in the queue: everything before it has been dealt with once ``done`` is set."""
-
-    done: threading.Event = field(default_factory=threading.Event)
-    is_stored: bool = False
-    is_last: bool = False  # the thread ends
-
-
-_Item: TypeAlias = "RunTree | _Flush"
 
 
 class Recorder:
@@ -64,48 +46,31 @@ class Recorder:
         """
         self._load_settings = load_settings
         self._on_safe = on_safe
-        self._lock = threading.RLock()  # re-entrant: a garbage collection may deliver events while we hold it
         self._reset()
 
     def _reset(self) -> None:
-        # SimpleQueue.put is re-entrant and never blocks; queue.Queue and Event would deadlock in a collection
-        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._hurry = threading.Event()  # somebody waits in flush: no lingering
+        self.waiting = Waiting()
+        self._lock = threading.RLock()  # over the thread's start; re-entrant, see Waiting
         self._thread: threading.Thread | None = None
         self._writer: Writer | None = None
         self._taken: dict[int, RunTree | Trace] = {}  # in the thread's hands, not yet stored; by trace id
-        self._bytes = 0  # held by queued trees
         self._lost = counters.lost()  # traces known to be lost at the last flush
-        self._max_traces, self._max_bytes = 10_000, 64_000_000
         self.flush_seconds = FLUSH_SECONDS
 
     def submit(self, tree: RunTree) -> None:
         """Hand over a finished tree. When too much waits already, it is dropped and counted."""
         counters.add("finished")
-        if self._queue.qsize() >= self._max_traces or self._bytes >= self._max_bytes:
+        if not self.waiting.put(tree):
             open_runs.seal(tree)
             counters.add("dropped_queue_full")
             counters.warn("full", "more traces wait in memory than the limit allows; new ones are dropped")
             return
-        with self._lock:
-            self._bytes += tree.bytes
-        self._queue.put(tree)
         self._ensure_thread()
-
-    @property
-    def load(self) -> tuple[int, int]:
-        """Traces and bytes that wait in memory now."""
-        return self._queue.qsize(), self._bytes
 
     @property
     def spool_folder(self) -> "Path | None":
         """Where traces wait on disk; None before the first one was handed over."""
         return None if self._writer is None else self._writer.spool.folder
-
-    @property
-    def is_pressed(self) -> bool:
-        """Whether half of the room in memory is taken, so that PostgreSQL is too slow for us."""
-        return self._queue.qsize() * 2 >= self._max_traces or self._bytes * 2 >= self._max_bytes
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything handed over so far is dealt with, ``timeout`` seconds at most.
@@ -113,28 +78,25 @@ class Recorder:
         Returns True when all of it is in PostgreSQL; False when some waits (in memory or on the spool) or was
         dropped. None stands for the setting ``flush_timeout``. It blocks: not for callbacks and event loops.
         """
-        if self._thread is None and self._queue.empty():
+        if self._thread is None and self.waiting.is_empty:
             return True
-        mark = _Flush()
-        self._queue.put(mark)
-        self._hurry.set()
+        mark = FlushMark()
+        self.waiting.mark(mark)
         self._ensure_thread()
         return mark.done.wait(self.flush_seconds if timeout is None else timeout) and mark.is_stored
 
     def close(self, timeout: float | None = None) -> None:
         """Flush, end the thread, and put on the spool what could not be written in time."""
-        if self._thread is None and self._queue.empty():
+        if self._thread is None and self.waiting.is_empty:
             return
-        mark = _Flush(is_last=True)
-        self._queue.put(mark)
-        self._hurry.set()
+        mark = FlushMark(is_last=True)
+        self.waiting.mark(mark)
         self._ensure_thread()
         if not mark.done.wait(self.flush_seconds if timeout is None else timeout):
             self._rescue()
 
     def after_fork(self) -> None:
         """In a new process: the parent keeps its queue, thread and connection."""
-        self._lock = threading.RLock()
         if self._writer is not None:
             self._writer.spool.after_fork()
             _parents_writers.append(self._writer)  # closing its connection here would end the parent's
@@ -160,19 +122,20 @@ class Recorder:
         """The thread: take, assemble, write; a fault costs the batch it is in, never the thread."""
         with fork_guard.imports:
             self._writer = writer = self._make_writer()
-        marks: list[_Flush] = []
-        waiting: list[RunTree] = []  # whose models have not ended yet
+        marks: list[FlushMark] = []
+        unsettled: list[RunTree] = []  # whose models have not ended yet
         while True:
             try:
-                is_pausing = bool(waiting or marks)
-                for item in self._take(0.02 if is_pausing else writer.next_wakeup()):
-                    if isinstance(item, _Flush):
+                is_pausing = bool(unsettled or marks)
+                for item in self.waiting.take(0.02 if is_pausing else writer.next_wakeup()):
+                    if isinstance(item, FlushMark):
                         marks.append(item)
                     else:
-                        waiting.append(item)
-                ready = [tree for tree in waiting if _is_settled(tree)]
+                        self._taken[item.trace_id.int] = item
+                        unsettled.append(item)
+                ready = [tree for tree in unsettled if _is_settled(tree)]
                 settled = {id(tree) for tree in ready}
-                waiting = [tree for tree in waiting if id(tree) not in settled]
+                unsettled = [tree for tree in unsettled if id(tree) not in settled]
                 if ready:
                     self._store(ready, writer)
                 elif not is_pausing:
@@ -182,31 +145,10 @@ class Recorder:
                 writer.report()
             except Exception as error:
                 counters.note_fault(error)
-            if marks and not waiting:
+            if marks and not unsettled:
                 if self._finish(marks, writer):
                     return
                 marks = []
-
-    def _take(self, timeout: float | None) -> list[_Item]:
-        """What is queued, a batch at most; waits for the first."""
-        items: list[_Item] = []
-        size = 0
-        try:
-            items.append(self._queue.get(timeout=timeout))
-            if isinstance(items[0], RunTree):
-                self._hurry.wait(LINGER_SECONDS)
-            while len(items) < BATCH and size < BATCH_BYTES and not isinstance(items[-1], _Flush):
-                items.append(self._queue.get_nowait())
-                size += items[-1].bytes if isinstance(items[-1], RunTree) else 0
-        except queue.Empty:
-            pass
-        trees = [item for item in items if isinstance(item, RunTree)]
-        self._taken.update({tree.trace_id.int: tree for tree in trees})
-        with self._lock:
-            self._bytes = (
-                0 if self._queue.empty() else max(0, self._bytes - sum(tree.bytes for tree in trees))
-            )
-        return items
 
     def _store(self, trees: list[RunTree], writer: "Writer") -> None:
         """Assemble and write; empties ``trees``, so that no tree is held beside its trace."""
@@ -230,10 +172,10 @@ class Recorder:
             for trace_id in done:
                 self._taken.pop(trace_id, None)
 
-    def _finish(self, marks: list[_Flush], writer: "Writer") -> bool:
+    def _finish(self, marks: list[FlushMark], writer: "Writer") -> bool:
         """Answer the flushes; whether the thread is to end."""
         try:
-            self._hurry.clear()
+            self.waiting.calm_down()
             lost = counters.lost()
             is_stored = (writer.is_clean or writer.replay(everything=True)) and lost == self._lost
             self._lost = lost
@@ -260,28 +202,23 @@ class Recorder:
             settings = (self._load_settings or load_settings)()
         except SettingsError as error:
             counters.warn("settings", f"traces wait on the spool: {error}")
-            return Writer(None, self._look_pressed)
-        self._max_traces, self._max_bytes = settings.queue_max_traces, settings.queue_max_bytes
+            return Writer(None, self._look_pressed, self.waiting.pause)
+        waiting = self.waiting
+        waiting.max_traces, waiting.max_bytes = settings.queue_max_traces, settings.queue_max_bytes
         self.flush_seconds = settings.flush_timeout
         if settings.database_url is None:
             import_module("ragblame.postgres")  # now, under the guard against forks
-        return Writer(settings, self._look_pressed)
+        return Writer(settings, self._look_pressed, waiting.pause)
 
     def _look_pressed(self) -> bool:
-        return self.is_pressed
+        return self.waiting.is_pressed
 
     def _rescue(self) -> None:
         """At exit, with the thread stuck: spool everything unwritten through a file of our own.
 
         The thread's spool may be locked by it; what it manages to write after all is the same trace id.
         """
-        held: list[RunTree | Trace] = list(self._taken.values())
-        while True:
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            held += [item] if isinstance(item, RunTree) else []
+        held: list[RunTree | Trace] = [*self._taken.values(), *self.waiting.drain()]
         if not held:
             return
         from ragblame.plugin.spool import Spool

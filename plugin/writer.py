@@ -43,11 +43,20 @@ _LEAVE_NOTHING_OPEN: Final = "SET idle_in_transaction_session_timeout = '60s'"
 class Writer:
     """Writes batches of traces; without readable ``settings`` only the spool is left."""
 
-    def __init__(self, settings: Settings | None, is_pressed: Callable[[], bool] = lambda: False) -> None:
-        """``is_pressed`` tells whether more waits behind us than PostgreSQL can be waited for."""
+    def __init__(
+        self,
+        settings: Settings | None,
+        is_pressed: Callable[[], bool] = lambda: False,
+        pause: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """``is_pressed`` tells whether more waits behind us than PostgreSQL can be waited for.
+
+        ``pause`` waits so many seconds between two batches of a replay, less when somebody is in a hurry.
+        """
         data_dir = settings.data_dir if settings is not None else default_data_dir()
         self.settings = settings
         self._is_pressed = is_pressed
+        self._pause = pause
         self.limits = Limits(redactor=Redactor.from_settings(settings))
         if settings is not None:
             self.limits = Limits(
@@ -184,7 +193,7 @@ class Writer:
         """In the background half of the time is enough: the host answers meanwhile."""
         began = time.monotonic()
         self._store(traces, REPLAY_SECONDS)
-        time.sleep(min(time.monotonic() - began, LONGEST_PAUSE))
+        self._pause(min(time.monotonic() - began, LONGEST_PAUSE))
 
     def _transact(self, traces: Sequence[Trace], patience: float) -> int:
         while True:

@@ -240,7 +240,7 @@ def test_a_slow_server_is_relieved_by_the_spool(own_server: OwnServer, data_dir:
         assert recorder.flush(20)
         locker.execute("LOCK TABLE ragblame.trace IN ACCESS EXCLUSIVE MODE")
         for number in range(100):
-            while recorder.load[0] >= 39:
+            while recorder.waiting.load[0] >= 39:
                 time.sleep(0.01)  # a host slower than the disk, and far faster than this server
             make_chain().invoke(f"slow {number}")
         deadline = time.monotonic() + 30
@@ -471,7 +471,7 @@ def test_a_stuck_writer_bounds_memory_and_is_rescued(data_dir: Path) -> None:
 
     before = counters.snapshot().get("dropped_queue_full", 0)
     with installed(stuck) as recorder:
-        recorder._max_traces = 10
+        recorder.waiting.max_traces = 10
         ragblame.attach()
         began = time.monotonic()
         for number in range(25):
@@ -510,7 +510,7 @@ def test_capture_inside_a_garbage_collection(data_dir: Path) -> None:
             cycle: list[Any] = [Finalizer()]
             cycle.append(cycle)
             del cycle
-            with recorder._lock, counters._lock:
+            with recorder._lock, recorder.waiting._lock, counters._lock:
                 gc.collect()
         assert recorder.flush(20)
     assert len(seen) == 5
