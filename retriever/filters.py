@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 
 from ragblame.errors import InputError
 from ragblame.json_values import clean_json, clean_text
-from ragblame.retriever.sources import CheckedSource
+from ragblame.retriever.sources import CheckedSource, identifier
 
 MAX_TERMS: Final = 64  # of one filter
 MAX_DEPTH: Final = 6
@@ -92,7 +92,7 @@ class Condition:
         return self._key(name, operator, value)
 
     def _column(self, name: str, operator: str, value: Any) -> sql.Composable:
-        column = sql.Identifier(name)
+        column = identifier(name)
         if operator == "$exists":
             return sql.SQL("({} IS NOT NULL)" if value else "({} IS NULL)").format(column)
         if value is None or isinstance(value, Mapping | list | tuple):

@@ -25,7 +25,7 @@ from ragblame.corpus import (
 from ragblame.retriever.filters import Condition
 from ragblame.retriever.probe_clock import Clock
 from ragblame.retriever.probe_rows import Row, RowProbe
-from ragblame.retriever.probe_vectors import DEPTH, SAMPLED_PLACE, Listing, Ranked, VectorProbe, vector_text
+from ragblame.retriever.probe_vectors import DEPTH, Listing, Ranked, VectorProbe, vector_text
 from ragblame.retriever.probe_words import WordListing, WordProbe
 from ragblame.retriever.search import MAX_K, hybrid_query
 from ragblame.retriever.sources import CheckedSource
@@ -152,7 +152,7 @@ class Asking:
             sample = probe.sample_rows(
                 text, is_filtered=is_filtered, limit=limit, seconds=0.2 * self.clock.left
             )
-            if len(sample.rows) >= SAMPLED_PLACE:
+            if sample.within is not None:
                 return sample
         return probe.list_rows(
             text, is_filtered=is_filtered, limit=limit, seconds=0.3 * self.clock.left, exactly=True

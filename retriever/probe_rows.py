@@ -65,7 +65,7 @@ class RowProbe:
         self._given = parameters
         self._parts: dict[str, sql.Composable] = {
             "id": checked.id,
-            "id_type": sql.SQL(checked.id_type),  # as PostgreSQL writes it
+            "id_type": checked.id_type,
             "text": checked.text,
             "metadata": checked.metadata or sql.SQL("NULL"),
             "created": checked.created or sql.SQL("NULL"),
@@ -79,7 +79,7 @@ class RowProbe:
     def known(self, ids: Sequence[str]) -> dict[str, str]:
         """Recorded ids that can be ids of this table -> as PostgreSQL writes them."""
         clean = [id for id in ids if "\0" not in id and id.isprintable()]
-        given = {"ids": clean, "type": self._checked.id_type}
+        given = {"ids": clean, "type": self._checked.id_type_name}
         rows, _ = self._clock.ask(_KNOWN.format(**self._parts), given, seconds=1.0)
         return dict(rows or ())
 

@@ -23,7 +23,6 @@ from ragblame.retriever.sources import CheckedSource
 DEPTH: Final = 50  # rows of a list
 MAX_ROWS: Final = 20_000  # that one scan may return before it counts as not finished
 SAMPLE: Final = 20_000  # rows that a rank or a distance to look within is estimated from
-SAMPLED_PLACE: Final = 5  # of the sample's nearest: about so many times rows / SAMPLE rows are as near
 
 _LIST = sql.SQL(
     "SELECT {id}::text, {vector} {operator} %(vector)s::{type}, {newer} FROM {relation}{sample} "
@@ -90,7 +89,7 @@ class VectorProbe:
     def __post_init__(self) -> None:
         self._parts = {
             "id": self.checked.id,
-            "id_type": sql.SQL(self.checked.id_type),  # as PostgreSQL writes it
+            "id_type": self.checked.id_type,
             "vector": self.checked.vector,
             "type": self.checked.vector_type,
             "operator": self.checked.operator,
@@ -136,15 +135,20 @@ class VectorProbe:
         return Listing(text=text, is_filtered=is_filtered, rows=ranked, is_exact=is_exact, seconds=took)
 
     def sample_rows(self, text: ProbeText, *, is_filtered: bool, limit: int, seconds: float) -> Listing:
-        """The nearest rows of a sample of the table, and how far a scan must look to find enough."""
+        """The nearest rows of a sample of the table, and how far a scan must look to find ``limit`` of all.
+
+        ``within`` is None where the sample holds too few rows to tell.
+        """
         percent = self._percent()
+        expected = limit * percent / 100.0
+        place = math.ceil(expected + 3 * math.sqrt(expected) + 2)  # three sigma of the draw, and two rows
         statement = _LIST.format(
             **self._parts,
             condition=self.condition.sql if is_filtered else sql.SQL("true"),
             exactly=sql.SQL(" + 0.0"),
             sample=_sample(percent),
         )
-        given = {**self.parameters, "vector": self.vectors[text], "limit": limit}
+        given = {**self.parameters, "vector": self.vectors[text], "limit": max(limit, place)}
         rows, took = self.clock.ask(statement, given, seconds=seconds)
         found = [row for row in rows or () if row[1] is not None and math.isfinite(row[1])]
         return Listing(
@@ -158,7 +162,7 @@ class VectorProbe:
             is_complete=rows is not None,
             seconds=took,
             note=f"approximate: the nearest of a sample of {percent:.2g} % of the table",
-            within=found[min(len(found), SAMPLED_PLACE) - 1][1] if found else None,
+            within=found[place - 1][1] if len(found) >= place else None,
         )
 
     def scan(self, lists: Sequence[Listing], *, seconds: float) -> list[Listing]:

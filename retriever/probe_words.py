@@ -85,7 +85,7 @@ class WordProbe:
             "lexemes": sql.Literal(MAX_LEXEMES),
             "most": sql.Literal(MAX_WORDS),
             "size": sql.Literal(min(checked.rows or COMMON, COMMON)),
-            "id_type": sql.SQL(checked.id_type),  # as PostgreSQL writes it
+            "id_type": checked.id_type,
         }
 
     def search(

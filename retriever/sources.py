@@ -172,7 +172,8 @@ class CheckedSource:
     source: CorpusSource
     relation: sql.Identifier
     id: sql.Identifier
-    id_type: str  # as PostgreSQL writes it
+    id_type: sql.SQL
+    id_type_name: str  # as PostgreSQL writes it
     text: sql.Identifier
     vector: sql.Composable  # an expression over the relation's columns, the one its index is made on
     vector_type: sql.SQL
@@ -233,19 +234,20 @@ def check_source(conn: psycopg.Connection[Any], source: CorpusSource) -> Checked
         raise InputError(f"the role may not use the schema: GRANT USAGE ON SCHEMA {source.schema} TO it")
     id_column = columns.get(source.id, "id")
     text = columns.get(source.text, "text", ("text", "varchar", "bpchar", "citext"))
-    language_name = sql.Literal(f"{_quoted(language[0])}.{_quoted(language[1])}") + sql.SQL("::regconfig")
+    language_name = literal(f"{_quoted(language[0])}.{_quoted(language[1])}") + sql.SQL("::regconfig")
     created, created_from = _created(source, columns, kind, commits is not None and commits[0] == "on")
     operator, metric = METRICS[_distance(source, classes)]
     _check_settings(source)
     estimate = in_parts if kind == "p" else (None if in_table < 0 else in_table)
     return CheckedSource(
         source=source,
-        relation=sql.Identifier(source.schema, source.table),
+        relation=identifier(source.schema, source.table),
         id=id_column,
-        id_type=found[source.id][1],
+        id_type=_type(found[source.id][1]),
+        id_type_name=found[source.id][1],
         text=text,
         vector=vector,
-        vector_type=sql.SQL(vector_type),  # as PostgreSQL writes it
+        vector_type=_type(vector_type),
         dimensions=_dimensions(vector_type),
         operator=sql.SQL(operator),  # one of METRICS
         metric=metric,
@@ -284,7 +286,7 @@ class _Columns:
             raise InputError(
                 f"the role may not read column {name} of {self.table}: GRANT SELECT ON it to the role"
             )
-        return sql.Identifier(name)
+        return identifier(name)
 
     def json(self, name: str, entry: str) -> sql.Composable:
         column = self.get(name, entry, ("jsonb", "json"))
@@ -298,7 +300,7 @@ class _Columns:
         if name in self.found or not dot:
             column = self.get(name, entry)
             return column if is_number else sql.SQL("{}::text").format(column)
-        parts = {"json": self.json(head, entry), "key": sql.Literal(key)}
+        parts = {"json": self.json(head, entry), "key": literal(key)}
         if is_number:
             return sql.SQL(
                 "CASE jsonb_typeof({json} -> {key}) WHEN 'number' THEN ({json} ->> {key})::numeric END"
@@ -333,7 +335,7 @@ def _scope(
         return sql.SQL("true"), vector, vector_type
     group = columns.get("collection_id", "collection", ("uuid",))
     row = cursor.execute(
-        sql.SQL("SELECT uuid FROM {} WHERE name = %s").format(sql.Identifier(source.schema, _COLLECTIONS)),
+        sql.SQL("SELECT uuid FROM {} WHERE name = %s").format(identifier(source.schema, _COLLECTIONS)),
         (source.collection,),
     ).fetchone()
     if row is None:
@@ -360,7 +362,7 @@ def _created(
             sql.SQL(
                 "CASE substr({id}::text, 15, 1) WHEN '7' THEN to_timestamp("
                 "('x' || translate(left({id}::text, 13), '-', ''))::bit(48)::bigint / 1000.0) END"
-            ).format(id=sql.Identifier(source.id)),
+            ).format(id=identifier(source.id)),
             "version 7 row ids",
         )
     if has_commit_times and kind != "m":
@@ -412,6 +414,21 @@ def _name(name: str) -> str:
     if not isinstance(name, str) or "\0" in name or any("\ud800" <= sign <= "\udfff" for sign in name):
         raise InputError(f"{str(name)[:_MAX_NAME]!r} is not a name")
     return name
+
+
+def identifier(*names: str) -> sql.Identifier:
+    """A name as SQL, for a statement with parameters: there a per cent sign begins one."""
+    return sql.Identifier(*(name.replace("%", "%%") for name in names))
+
+
+def literal(text: str) -> sql.Literal:
+    """The same for a text that must stand in the statement itself."""
+    return sql.Literal(text.replace("%", "%%"))
+
+
+def _type(written: str) -> sql.SQL:
+    """A type as the catalogue writes it."""
+    return sql.SQL(written.replace("%", "%%"))
 
 
 def _quoted(name: str) -> str:
