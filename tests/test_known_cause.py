@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ragblame.attribution.evaluation.cells import Cell
+from ragblame.attribution.evaluation.counting import found, top_one
 from ragblame.attribution.evaluation.evidence import Evidence, from_json
 from ragblame.attribution.evaluation.known_cause import QUICK_BOUNDS, evaluate
 from ragblame.attribution.evaluation.world_methods import shapley_regression
-from ragblame.attribution.evaluation.world_tables import found, top_one
 from ragblame.attribution.methods.coalitions import membership
 from ragblame.attribution.methods.shapley import exact_shapley
 

@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ragblame.attribution.evaluation import world_methods, world_sanity, world_tables
+from ragblame.attribution.evaluation import (
+    world_chunks,
+    world_flips,
+    world_methods,
+    world_sanity,
+    world_verdicts,
+)
 from ragblame.attribution.evaluation.accuracy import evidence_of_model
 from ragblame.attribution.evaluation.evidence import Bar, Evidence, Table
 from ragblame.attribution.evaluation.findings import Findings
@@ -77,16 +83,16 @@ def evaluate(
     report("the model itself", 0.0)
     parts = [
         evidence_of_model(models[0], seed=seed + 1, n=QUICK_MODEL_PROMPTS if is_quick else MODEL_PROMPTS),
-        world_tables.describe_cells(first, count=count),
-        world_tables.right_chunk(first, seed=seed),
+        world_chunks.describe_cells(first, count=count),
+        world_chunks.right_chunk(first, seed=seed),
         world_methods.compare(first, seed=seed),
-        world_tables.context_or_memory(first, seed=seed),
-        world_tables.verdicts(first, seed=seed),
-        world_tables.flags(first, seed=seed),
+        world_verdicts.context_or_memory(first, seed=seed),
+        world_verdicts.verdicts(first, seed=seed),
+        world_verdicts.flags(first, seed=seed),
         world_methods.faithfulness(first, seed=seed),
-        world_tables.repetitions(first, seed=seed),
-        world_tables.flips(first, seed=seed),
-        world_tables.copies_share_alike(first, seed=seed),
+        world_verdicts.repetitions(first, seed=seed),
+        world_flips.flips(first, seed=seed),
+        world_flips.copies_share_alike(first, seed=seed),
         world_sanity.sanity(
             first, models[0], seed=seed, most=QUICK_SANITY_ITEMS if is_quick else SANITY_ITEMS
         ),
@@ -139,12 +145,12 @@ def _seeds(rows: dict[str, list[Observation]], *, seed: int) -> Findings:
 
 def _bars(rows: Sequence[Observation], *, seed: int) -> list[Bar]:
     return [
-        *world_tables.right_chunk(rows, seed=seed).bars,
-        *world_tables.context_or_memory(rows, seed=seed).bars,
-        *world_tables.verdicts(rows, seed=seed).bars,
-        *world_tables.flags(rows, seed=seed).bars,
-        *world_tables.flips(rows, seed=seed).bars,
-        *world_tables.copies_share_alike(rows, seed=seed).bars,
+        *world_chunks.right_chunk(rows, seed=seed).bars,
+        *world_verdicts.context_or_memory(rows, seed=seed).bars,
+        *world_verdicts.verdicts(rows, seed=seed).bars,
+        *world_verdicts.flags(rows, seed=seed).bars,
+        *world_flips.flips(rows, seed=seed).bars,
+        *world_flips.copies_share_alike(rows, seed=seed).bars,
     ]
 
 

@@ -1,7 +1,7 @@
 """What is observed about one item of the known-cause world: plain arrays and records, made once and counted
 often.
 
-It exists so that the measuring (``study.py``) and the counting (``world_tables.py``, ``world_methods.py``)
+It exists so that the measuring (``study.py``) and the counting (``world_*.py``)
 share nothing but this.
 """
 

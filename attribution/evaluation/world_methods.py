@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 
 from ragblame.attribution.evaluation.ablation_baselines import context_cite_fit
 from ragblame.attribution.evaluation.cells import REDUNDANT, Cell
+from ragblame.attribution.evaluation.counting import found, labelled, mean
 from ragblame.attribution.evaluation.evidence import Bar, Estimate, Table
 from ragblame.attribution.evaluation.evidence import Cell as Value
 from ragblame.attribution.evaluation.faithfulness import (
@@ -26,7 +27,6 @@ from ragblame.attribution.evaluation.faithfulness import (
 from ragblame.attribution.evaluation.findings import Findings
 from ragblame.attribution.evaluation.observations import Observation
 from ragblame.attribution.evaluation.statistics import holm, paired
-from ragblame.attribution.evaluation.world_tables import found, labelled, mean
 from ragblame.attribution.methods.coalitions import membership, sizes
 
 OURS = "exact Shapley"

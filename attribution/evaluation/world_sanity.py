@@ -15,13 +15,13 @@ from scipy.stats import t as student
 
 from ragblame.attribution.alignment import align_chunks
 from ragblame.attribution.evaluation.cells import Cell
+from ragblame.attribution.evaluation.counting import labelled
 from ragblame.attribution.evaluation.evidence import Bar, Table
 from ragblame.attribution.evaluation.findings import Findings
 from ragblame.attribution.evaluation.observations import Observation
 from ragblame.attribution.evaluation.sanity import additivity, rank_correlation, shuffled
 from ragblame.attribution.evaluation.statistics import bootstrap
 from ragblame.attribution.evaluation.study import claim_tokens
-from ragblame.attribution.evaluation.world_tables import labelled
 from ragblame.attribution.inputs import trace_of
 from ragblame.attribution.layout import build_layout
 from ragblame.attribution.methods.coalitions import all_masks
