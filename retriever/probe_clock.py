@@ -20,6 +20,11 @@ _IS_READ_ONLY: Final = "SELECT current_setting('transaction_read_only')"
 _LIMITS: Final = "SELECT set_config('statement_timeout', %s, true), set_config('lock_timeout', '500ms', true)"
 
 
+def late(seconds: float) -> str:
+    """Why a statement has no result."""
+    return f"not finished in {seconds:.1f} s" if seconds > 0 else "not begun: the time was over"
+
+
 class Clock:
     """Runs statements until ``seconds`` are over."""
 

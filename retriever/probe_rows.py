@@ -83,10 +83,10 @@ class RowProbe:
         rows, _ = self._clock.ask(_KNOWN.format(**self._parts), given, seconds=1.0)
         return dict(rows or ())
 
-    def read(self, ids: Sequence[str]) -> dict[str, Row] | None:
+    def read(self, ids: Sequence[str], *, seconds: float) -> dict[str, Row] | None:
         """The rows with these ids that exist; None when the time is over."""
         given = {**self._given, "ids": list(ids)}
-        rows, _ = self._clock.ask(_ROWS.format(**self._parts), given, seconds=self._clock.left)
+        rows, _ = self._clock.ask(_ROWS.format(**self._parts), given, seconds=seconds)
         if rows is None:
             return None
         return {
@@ -101,17 +101,19 @@ class RowProbe:
             for row in rows
         }
 
-    def neighbours(self, ids: Sequence[str]) -> dict[str, tuple[Neighbour | None, Neighbour | None]] | None:
+    def neighbours(
+        self, ids: Sequence[str], *, seconds: float
+    ) -> dict[str, tuple[Neighbour | None, Neighbour | None]] | None:
         """The chunk before and the one after each of these rows; None when the time is over."""
         document, position = self._checked.document, self._checked.position
         if document is None or position is None or not ids:
             return {}
         statement = _NEIGHBOURS.format(**self._parts, document=document, position=position)
-        placed, _ = self._clock.ask(statement, {"ids": list(ids)}, seconds=self._clock.left)
+        placed, took = self._clock.ask(statement, {"ids": list(ids)}, seconds=seconds)
         if placed is None:
             return None
         wanted = sorted({id for row in placed for id in row[1:] if id is not None})
-        texts, _ = self._clock.ask(_TEXTS.format(**self._parts), {"ids": wanted}, seconds=self._clock.left)
+        texts, _ = self._clock.ask(_TEXTS.format(**self._parts), {"ids": wanted}, seconds=seconds - took)
         if texts is None:
             return None
         by_id = {id: Neighbour(id=id, text=text or "") for id, text in texts}

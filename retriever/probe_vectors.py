@@ -17,7 +17,7 @@ from psycopg import sql
 from ragblame.corpus import ProbeText
 from ragblame.errors import InputError, ModelError
 from ragblame.retriever.filters import Condition
-from ragblame.retriever.probe_clock import Clock
+from ragblame.retriever.probe_clock import Clock, late
 from ragblame.retriever.sources import CheckedSource
 
 DEPTH: Final = 50  # rows of a list
@@ -31,16 +31,6 @@ _LIST = sql.SQL(
 _SCAN = sql.SQL(
     "SELECT {id}::text, {flag}, {newer}, {distances} FROM {relation} "
     "WHERE {scope} AND ({within}) LIMIT %(limit)s"
-)
-_DISTANCES = sql.SQL(
-    "SELECT {id}::text, {vector} {operator} %(vector)s::{type}, {flag}, {newer} FROM {relation} "
-    "WHERE {scope} AND {id} = ANY (%(ids)s::text[]::{id_type}[]) AND {vector} IS NOT NULL"
-)
-# A row is counted in the bucket between the two wanted distances that it lies between.
-_COUNT = sql.SQL(
-    "SELECT width_bucket({vector} {operator} %(vector)s::{type}, %(distances)s::float8[]), {flag}, {newer}, "
-    "count(*) FROM {relation}{sample} "
-    "WHERE {scope} AND {vector} {operator} %(vector)s::{type} <= %(farthest)s::float8{all} GROUP BY 1, 2, 3"
 )
 
 
@@ -84,10 +74,10 @@ class VectorProbe:
     newer: sql.Composable  # whether a row is newer than the answer; null: not known
     parameters: Mapping[str, Any]  # of both
     vectors: Mapping[ProbeText, str]  # as pgvector reads them
-    _parts: dict[str, sql.Composable] = field(default_factory=dict)
+    parts: dict[str, sql.Composable] = field(init=False)  # of every statement
 
     def __post_init__(self) -> None:
-        self._parts = {
+        self.parts = {
             "id": self.checked.id,
             "id_type": self.checked.id_type,
             "vector": self.checked.vector,
@@ -107,7 +97,7 @@ class VectorProbe:
         Exact also where PostgreSQL chooses to read every row, which its plan tells.
         """
         statement = _LIST.format(
-            **self._parts,
+            **self.parts,
             condition=self.condition.sql if is_filtered else sql.SQL("true"),
             exactly=sql.SQL(" + 0.0") if exactly else sql.SQL(""),  # no index is made on that
             sample=sql.SQL(""),
@@ -123,7 +113,7 @@ class VectorProbe:
                 is_exact=False,
                 is_complete=False,
                 seconds=took,
-                note=f"not finished in {max(took, 0.0):.1f} s",
+                note=late(took),
             )
         found = [row for row in rows if row[1] is not None and math.isfinite(row[1])]
         if is_exact:
@@ -139,14 +129,14 @@ class VectorProbe:
 
         ``within`` is None where the sample holds too few rows to tell.
         """
-        percent = self._percent()
+        percent = self.sampled_percent
         expected = limit * percent / 100.0
         place = math.ceil(expected + 3 * math.sqrt(expected) + 2)  # three sigma of the draw, and two rows
         statement = _LIST.format(
-            **self._parts,
+            **self.parts,
             condition=self.condition.sql if is_filtered else sql.SQL("true"),
             exactly=sql.SQL(" + 0.0"),
-            sample=_sample(percent),
+            sample=sample_of(percent),
         )
         given = {**self.parameters, "vector": self.vectors[text], "limit": max(limit, place)}
         rows, took = self.clock.ask(statement, given, seconds=seconds)
@@ -161,7 +151,9 @@ class VectorProbe:
             is_exact=False,
             is_complete=rows is not None,
             seconds=took,
-            note=f"approximate: the nearest of a sample of {percent:.2g} % of the table",
+            note=f"approximate: the nearest of a sample of {percent:.2g} % of the table"
+            if rows is not None
+            else late(took),
             within=found[place - 1][1] if len(found) >= place else None,
         )
 
@@ -173,7 +165,7 @@ class VectorProbe:
         texts = list(dict.fromkeys(entry.text for entry in lists))
         distance = {
             text: sql.SQL("{vector} {operator} {query}::{type}").format(
-                **{key: self._parts[key] for key in ("vector", "operator", "type")},
+                **{key: self.parts[key] for key in ("vector", "operator", "type")},
                 query=sql.Placeholder(f"vector_{place}"),
             )
             for place, text in enumerate(texts)
@@ -181,23 +173,29 @@ class VectorProbe:
         given: dict[str, Any] = {**self.parameters, "limit": MAX_ROWS + 1}
         given |= {f"vector_{place}": self.vectors[text] for place, text in enumerate(texts)}
         within = []
-        for place, entry in enumerate(lists):
-            given[f"within_{place}"] = entry.farthest
-            near = sql.SQL("{} <= {}::float8").format(
-                distance[entry.text], sql.Placeholder(f"within_{place}")
+        for place, text in enumerate(texts):
+            # the longest distance first: it turns nearly every row away with one comparison
+            entries = sorted(
+                (entry for entry in lists if entry.text is text), key=lambda entry: -entry.farthest
             )
-            within.append(
-                sql.SQL("({} AND {})").format(near, self.condition.sql) if entry.is_filtered else near
-            )
+            conditions = []
+            for number, entry in enumerate(entries):
+                name = f"within_{place}_{number}"
+                given[name] = entry.farthest
+                near = sql.SQL("{} <= {}::float8").format(distance[text], sql.Placeholder(name))
+                passes = self.condition.sql if entry.is_filtered else sql.SQL("true")
+                conditions.append(sql.SQL("({} AND {})").format(near, passes))
+            far = sql.SQL("{} <= {}::float8").format(distance[text], sql.Placeholder(f"within_{place}_0"))
+            within.append(sql.SQL("({} AND ({}))").format(far, sql.SQL(" OR ").join(conditions)))
         statement = _SCAN.format(
-            **self._parts,
+            **self.parts,
             distances=sql.SQL(", ").join([distance[text] for text in texts]),
             within=sql.SQL(" OR ").join(within),
         )
         rows, took = self.clock.ask(statement, given, seconds=seconds)
         if rows is None or len(rows) > MAX_ROWS:
             why = (
-                f"the table could not be compared whole in {took:.1f} s"
+                f"the table could not be compared whole ({late(took)})"
                 if rows is None
                 else f"more than {MAX_ROWS} rows are nearer than the index' farthest"
             )
@@ -218,78 +216,15 @@ class VectorProbe:
             exact.append(replace(entry, rows=ranked, is_exact=True, seconds=took, note=""))
         return exact
 
-    def rank_rows(
-        self, text: ProbeText, ids: Sequence[str], *, with_filter: bool, seconds: float
-    ) -> tuple[list[tuple[Ranked, bool]], list[tuple[Ranked, bool]], bool, float, str]:
-        """Rank of each of these rows among all, and among those that pass the filter, by counting.
-
-        Both lists hold a rank with whether the row itself counts there. Returned with them: whether the ranks
-        are exact, the seconds, and why they are not exact. When the table cannot be counted in time, they are
-        estimated from a sample of it.
-        """
-        given: dict[str, Any] = {**self.parameters, "vector": self.vectors[text], "ids": list(ids)}
-        measured, took = self.clock.ask(_DISTANCES.format(**self._parts), given, seconds=seconds)
-        own = [row for row in measured or () if math.isfinite(row[1])]
-        if not own:
-            return [], [], False, took, "the distances could not be had in time" if measured is None else ""
-        distances = sorted({row[1] for row in own})
-        given |= {"distances": distances, "farthest": distances[-1]}
-        counts, counting = self.clock.ask(
-            _COUNT.format(**self._parts, sample=sql.SQL(""), all=sql.SQL("")), given, seconds=seconds
-        )
-        factor, note = 1.0, ""
-        if counts is None:
-            counts, factor, note = self._sampled(given, counting)
-        took += counting
-        if counts is None:
-            return [], [], False, took, note
-        everything, passing = [], []
-        for id, distance, passes, is_newer in own:
-            below = distances.index(distance)
-            nearer = [row for row in counts if row[0] <= below]
-
-            def rank(rows: Sequence[tuple[Any, ...]]) -> int:
-                return 1 + round(factor * sum(int(row[3]) for row in rows))
-
-            knows = is_newer is False and not note
-            then = rank([row for row in nearer if row[2] is False]) if knows else None
-            everything.append((Ranked(id=id, distance=distance, rank=rank(nearer), rank_then=then), True))
-            if with_filter:
-                kept = [row for row in nearer if row[1]]
-                then = rank([row for row in kept if row[2] is False]) if knows else None
-                passing.append(
-                    (Ranked(id=id, distance=distance, rank=rank(kept), rank_then=then), bool(passes))
-                )
-        return everything, passing, not note, took, note
-
-    def _sampled(
-        self, given: Mapping[str, Any], spent: float
-    ) -> tuple[list[tuple[Any, ...]] | None, float, str]:
-        """Counts in a sample of the table's pages, what to multiply them by, and the note."""
-        late = f"the table could not be counted in {spent:.1f} s"
-        rows = self.checked.rows
-        if not rows:
-            return None, 1.0, f"{late}, and it was never analysed: run ANALYZE on it"
-        percent = self._percent()
-        # every row of the sample is wanted, those farther than all wanted ones too: they tell its size
-        statement = _COUNT.format(
-            **self._parts,
-            sample=_sample(percent),
-            all=sql.SQL(" IS NOT NULL"),
-        )
-        counts, _ = self.clock.ask(statement, given, seconds=self.clock.left / 2)
-        seen = sum(row[3] for row in counts or ())
-        if not counts or not seen:
-            return None, 1.0, f"{late}, nor sampled"
-        return counts, 100.0 / percent, f"approximate: {late}; estimated from {seen} of about {rows} rows"
-
-    def _percent(self) -> float:
+    @property
+    def sampled_percent(self) -> float:
+        """Share of the table's pages that make a sample, (0, 100]."""
         return min(100.0, 100.0 * SAMPLE / max(1, self.checked.rows or 1))
 
     def is_indexed(self, text: ProbeText, *, is_filtered: bool, limit: int) -> bool:
         """Whether PostgreSQL would answer such a list from a vector index."""
         statement = _LIST.format(
-            **self._parts,
+            **self.parts,
             condition=self.condition.sql if is_filtered else sql.SQL("true"),
             exactly=sql.SQL(""),
             sample=sql.SQL(""),
@@ -320,7 +255,7 @@ def _ranked(rows: Sequence[tuple[float, str, bool | None]]) -> tuple[Ranked, ...
     )
 
 
-def _sample(percent: float) -> sql.Composable:
+def sample_of(percent: float) -> sql.Composable:
     """Pages drawn by the same seed each time: the same table gives the same answer."""
     return sql.SQL(" TABLESAMPLE SYSTEM ({}) REPEATABLE (1)").format(sql.Literal(percent))
 

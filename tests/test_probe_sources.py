@@ -77,6 +77,7 @@ def collection(database_url: str) -> Iterator[PGVector]:
     )
     yield store
     for opened in (store, other):
+        assert opened._engine is not None
         opened._engine.dispose()
 
 
@@ -293,7 +294,7 @@ def test_when_a_row_was_made(database_url: str, connection: Conn, kind: str) -> 
 
 
 def test_another_models_vectors_are_refused(database_url: str, connection: Conn) -> None:
-    """The probe makes one row's vector again, and will not search with a model that did not make the corpus."""
+    """One row's vector is made again, and nothing is searched with a model that did not make the corpus."""
 
     class Other(PlantedEmbeddings):
         def embed_query(self, text: str) -> list[float]:
