@@ -12,6 +12,7 @@ from uuid import UUID
 
 from ragblame.plugin.answer import choose_model_run
 from ragblame.plugin.answer_map import map_answer
+from ragblame.plugin.breathing import breathe
 from ragblame.plugin.counters import counters
 from ragblame.plugin.passages import Passage, make_chunk
 from ragblame.plugin.redaction import Redactor
@@ -104,7 +105,7 @@ def assemble(tree: RunTree, limits: Limits) -> Trace | None:
         metadata={**tree.metadata, "ragblame": notes},
         truncated=truncated,
     )
-    return limits.redactor.redact(whole)  # from here on it may be queued, spooled, stored
+    return limits.redactor.redact(whole, between=breathe)  # from here on it may be queued, spooled, stored
 
 
 def _is_answered_question(tree: RunTree, found: Sequence[_Found], chosen: ModelRun | None) -> bool:

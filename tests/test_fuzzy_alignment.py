@@ -147,7 +147,9 @@ def test_random_edits_never_move_a_chunk(
         assert alignment.end is not None
         assert start - 1 <= alignment.start < alignment.end <= start + len(text) + 1
         present = len(present_text(alignment, chunk))
-        assert present >= 0.8 * len("".join(chunk.text.split())) - 8
+        assert (
+            present >= 0.6 * len("".join(chunk.text.split())) - 8
+        )  # repeats may cost a stretch, never a place
 
 
 def edit(text: str, every: int, rng: random.Random) -> str:
@@ -221,6 +223,9 @@ def test_a_weak_likeness_is_missing() -> None:
     assert one(chunk, other * 3).state is AlignmentState.MISSING
     every_sixth = "".join("#" if n % 6 == 0 else c for n, c in enumerate(chunk))
     assert one(chunk, every_sixth).state is AlignmentState.MISSING
+    # Nine of fifteen code points agree, all in order: many grams vote for the place, and it is none.
+    patchy = "".join(c if n % 15 < 9 else "#" for n, c in enumerate(chunk * 2))
+    assert one(chunk * 2, f"x {patchy} y").state is AlignmentState.MISSING
     one_in_twelve = "".join("#" if n % 12 == 0 else c for n, c in enumerate(chunk))
     found = one(chunk, f"x {one_in_twelve} y")
     assert (found.state, found.start) == (AlignmentState.PARTIAL, 3)
@@ -269,6 +274,17 @@ def test_overlapping_windows_merged_by_the_chain_share_their_text() -> None:
     assert (second.state, second.start, second.end) == (AlignmentState.EXACT, 409, 9 + len(text))
 
 
+def test_a_passage_two_cut_chunks_share_is_given_once() -> None:
+    """Of two different chunks that begin alike and were cut there, each needs a place of its own."""
+    common = LONG[:120]
+    chunks = chunks_of(f"{common} The first goes on so and so.", f"{common} But the second does not.")
+    for copies in (1, 2):
+        found = align_chunks(chunks, prompt_of("\n".join(f"{n}. {common}…" for n in range(copies))))
+        states = [a.state for a in found]
+        assert states == [AlignmentState.PARTIAL] * copies + [AlignmentState.MISSING] * (2 - copies)
+        assert len({a.start for a in found if a.start is not None}) == copies
+
+
 def test_a_mark_belongs_to_its_letter() -> None:
     """A short text is not found where a combining mark, a joiner or a skin tone would be cut off."""
     assert one("see the cafe", "see the cafe\u0301 now").state is AlignmentState.MISSING
@@ -296,6 +312,10 @@ def test_masked_text_is_nobodys_place() -> None:
     assert one(MASK * 300, MASK * 2_000).state is AlignmentState.MISSING
     assert one(f"{MASK * 30} {MASK * 30}", f"- {MASK * 30} {MASK * 30}").state is AlignmentState.MISSING
     assert one(LONG + MASK * 300, MASK * 700).state is AlignmentState.MISSING
+    # Masks do not count towards what must agree.
+    hidden = f"Key of the gateway: {MASK * 60}"
+    assert one(f"{hidden} {LONG}", f"- {hidden} -").state is AlignmentState.MISSING
+    assert one(f"{hidden} {LONG}", f"- {hidden} Key of the gateway! -").state is AlignmentState.MISSING
     text = f"The password is {MASK * 12} and the user is admin."
     assert one(text, f"- {text}\n").state is AlignmentState.EXACT
 

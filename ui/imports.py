@@ -15,6 +15,7 @@ import psycopg
 
 from ragblame.attribution.jobs.faults import database_faults
 from ragblame.errors import InputError
+from ragblame.plugin.redaction import Redactor
 from ragblame.records import Trace
 from ragblame.settings import Settings
 from ragblame.traces import write_traces
@@ -74,6 +75,7 @@ class _Import:
     conn: psycopg.Connection[Any]
     enqueue: bool
     on_problem: Callable[[int, str], None]
+    redactor: Redactor
     result: ImportResult = field(default_factory=ImportResult)
     batch: list[_Line] = field(default_factory=list)
     characters: int = 0  # in the batch
@@ -83,6 +85,7 @@ class _Import:
         self.on_problem(number, message)
 
     def take(self, number: int, trace: Trace) -> None:
+        trace = self.redactor.redact(trace)
         texts = (trace.answer, *(chunk.text for chunk in trace.chunks), *(m.text for m in trace.prompt))
         line = _Line(number, trace, sum(map(len, texts)))
         self.batch.append(line)
@@ -138,7 +141,8 @@ def import_file(
     connection without an open transaction, so whatever happens later, what was read stays.
     Raises ``InputError`` when the file cannot be opened, ``DatabaseError``.
     """
-    run = _Import(conn=conn, enqueue=enqueue, on_problem=on_problem)
+    redactor = Redactor.from_settings(settings)
+    run = _Import(conn=conn, enqueue=enqueue, on_problem=on_problem, redactor=redactor)
     if kind is ImportFormat.ANSWERS:
         fallback = path.name.split(".")[0]  # dataset of lines that name none
         for number, value in read_values(path, on_progress):
