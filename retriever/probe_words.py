@@ -34,7 +34,7 @@ _SOME = sql.SQL(r"""
 WITH lexemes AS (
     SELECT ('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''')::tsquery AS query
     FROM (SELECT DISTINCT lexeme FROM unnest(to_tsvector({language}, %(words)s))
-        ORDER BY lexeme LIMIT {lexemes}) AS l
+        WHERE lexeme <> ALL (%(common)s::text[]) ORDER BY lexeme LIMIT {lexemes}) AS l
 ), counted AS MATERIALIZED (
     SELECT query, (SELECT count(*) FROM (SELECT FROM {relation}
         WHERE {scope} AND {words} @@ query AND {pool} LIMIT {common}) AS seen) AS found
@@ -50,6 +50,13 @@ WITH lexemes AS (
 )
 SELECT id, share, (SELECT count(*) FROM rare) FROM matching ORDER BY share DESC, id LIMIT %(limit)s
 """)
+# The planner keeps the frequent lexemes of a tsvector column: asking the index for one of them is dear.
+_FREQUENT = """
+SELECT e.lexeme FROM pg_catalog.pg_stats AS s,
+    unnest(s.most_common_elems::text::text[], s.most_common_elem_freqs) AS e (lexeme, frequency)
+WHERE s.schemaname = %(schema)s AND s.tablename = %(table)s AND s.attname = %(column)s
+AND e.lexeme IS NOT NULL AND e.frequency > %(least)s
+"""
 _QUERIES: Final[Mapping[ProbeWay, sql.SQL]] = {
     ProbeWay.PHRASE: sql.SQL("phraseto_tsquery({}, %(words)s)"),
     ProbeWay.ALL_WORDS: sql.SQL("plainto_tsquery({}, %(words)s)"),
@@ -133,6 +140,7 @@ class WordProbe:
             given["pool"] = list(pool)
             parts["pool"] = sql.SQL("{id} = ANY (%(pool)s::text[]::{id_type}[])").format(**self._parts)
         if way is ProbeWay.SOME_WORDS:
+            given["common"] = self._frequent()
             statement = _SOME.format(**parts)
         else:
             statement = _MATCHES.format(**parts, query=_QUERIES[way].format(self._checked.language))
@@ -163,6 +171,20 @@ class WordProbe:
             seconds=took,
             note=note,
         )
+
+    def _frequent(self) -> list[str]:
+        """Lexemes that stand in ``COMMON`` rows or more, where the planner knows them."""
+        source, rows = self._checked.source, self._checked.rows
+        if source.search is None or not rows or rows <= COMMON:
+            return []
+        given = {
+            "schema": source.schema,
+            "table": source.table,
+            "column": source.search,
+            "least": COMMON / rows,
+        }
+        found, _ = self._clock.ask(sql.SQL(_FREQUENT), given, seconds=0.5)
+        return [row[0] for row in found or ()]
 
     def _has_index(self) -> bool:
         """Whether the planner can answer a search by words from an index, when it must not read the table."""

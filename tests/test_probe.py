@@ -9,6 +9,7 @@ import pytest
 from ragblame.corpus import FoundChunk, ProbeReport, ProbeRequest, ProbeText, ProbeWay, request_for
 from ragblame.errors import InputError, ModelError
 from ragblame.records import MASK, Chunk, Span, SpanKind, Trace
+from ragblame.retriever import probe_words
 from ragblame.retriever.embedding_models import EmbeddingModel, register_model
 from ragblame.retriever.probe import TableProbe, probe_texts
 from ragblame.retriever.search import search
@@ -364,3 +365,33 @@ def test_a_request_is_made_of_a_trace_and_a_span() -> None:
     assert whole.value is None
     assert ProbeText.MASKED not in probe_texts(whole)
     assert probe_texts(replace(made, query=None))[ProbeText.MASKED] == MASKED
+
+
+def test_frequent_words_known_to_the_planner_change_nothing_but_the_time(
+    connection: Conn,
+    model: EmbeddingModel,
+    probe: TableProbe,
+    embeddings: PlantedEmbeddings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether a frequent word is known from statistics or counted, the same rows come in the same order."""
+    monkeypatch.setattr(probe_words, "COMMON", 100)
+    store(connection, embeddings, {"gateway.md": [GOLD], "b.md": ["The weather at the Kestrel gateway."]})
+    fill(connection, model, 400)
+    asked = request(question="Is the weather dull at the Kestrel gateway paragraph?")
+
+    def some_words() -> list[tuple[str, float]]:
+        seen = [
+            (sighting.rank, chunk.id, sighting.measure)
+            for chunk in probe.probe(asked).chunks
+            for sighting in chunk.sightings
+            if sighting.way is ProbeWay.SOME_WORDS
+        ]
+        return [(id, measure) for _, id, measure in sorted(seen)]
+
+    learnt = some_words()
+    assert len(learnt) == 2
+    with connection.transaction():  # statistics that know no word
+        connection.execute("ALTER TABLE ragblame.chunk ALTER COLUMN search SET STATISTICS 0")
+        connection.execute("DELETE FROM pg_statistic WHERE starelid = 'ragblame.chunk'::regclass")
+    assert some_words() == learnt

@@ -188,18 +188,19 @@ def test_operators_that_somebody_planted_are_not_found(database_url: str, notes:
         assert len(probe.probe(REQUEST).chunks) == 3
 
 
-@pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize(
     "entry",
     ["table", "schema", "id", "text", "vector", "metadata", "created_at", "document", "position", "search",
      "language", "collection"],
 )  # fmt: skip
-def test_a_hostile_name_is_refused(database_url: str, notes: Conn, entry: str, name: str) -> None:
+def test_a_hostile_name_is_refused(database_url: str, notes: Conn, entry: str) -> None:
     """Whatever stands where a name should: one clear error, and the table is as it was."""
-    source = replace(PLAIN, **{entry: name})  # type: ignore[arg-type]
-    with TableProbe(database_url, source, PlantedEmbeddings()) as probe, pytest.raises(InputError) as caught:
-        probe.probe(REQUEST)
-    assert len(str(caught.value)) < 600
+    with TableProbe(database_url, PLAIN, PlantedEmbeddings()) as probe:
+        for name in HOSTILE:
+            probe.source = replace(PLAIN, **{entry: name})  # type: ignore[arg-type]
+            with pytest.raises(InputError) as caught:
+                probe.probe(REQUEST)
+            assert len(str(caught.value)) < 600
     assert count(notes) == 3
 
 
@@ -227,39 +228,38 @@ def test_a_strange_name_that_is_really_there_is_only_a_name(database_url: str, c
     ]
 
 
-@pytest.mark.parametrize(
-    "filter",
-    [
-        {"$where": "1=1"},
-        {"tenant": {"$regex": "a"}},
-        {"tenant": {"$eq": "a", "$sql": "1"}},
-        {"$and": []},
-        {"$and": "1=1"},
-        {"$or": ["1=1"]},
-        {"tenant": {"$in": "a"}},
-        {"tenant": {"$in": []}},
-        {"tenant": {"$in": ["a"] * 501}},
-        {"year": {"$between": [1]}},
-        {"year": {"$lt": {"a": 1}}},
-        {"year": {"$gt": True}},
-        {"tenant": {"$like": 7}},
-        {"id": {"$eq": None}},
-        {"id": [1, 2]},
-        {"id": "no number"},
-        {"id": {"$like": "1"}},
-        {str(place): 1 for place in range(100)},
-        {"$not": {"$not": {"$not": {"$not": {"$not": {"$not": {"$not": {"$not": {"a": 1}}}}}}}}},
-        {1: 2},
-        "tenant = 'a'",
-        ["tenant"],
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_a_hostile_filter_is_refused(database_url: str, notes: Conn, filter: Any) -> None:
+REFUSED: list[Any] = [
+    {"$where": "1=1"},
+    {"tenant": {"$regex": "a"}},
+    {"tenant": {"$eq": "a", "$sql": "1"}},
+    {"$and": []},
+    {"$and": "1=1"},
+    {"$or": ["1=1"]},
+    {"tenant": {"$in": "a"}},
+    {"tenant": {"$in": []}},
+    {"tenant": {"$in": ["a"] * 501}},
+    {"year": {"$between": [1]}},
+    {"year": {"$lt": {"a": 1}}},
+    {"year": {"$gt": True}},
+    {"tenant": {"$like": 7}},
+    {"id": {"$eq": None}},
+    {"id": [1, 2]},
+    {"id": "no number"},
+    {"id": {"$like": "1"}},
+    {str(place): 1 for place in range(100)},
+    {"$not": {"$not": {"$not": {"$not": {"$not": {"$not": {"$not": {"$not": {"a": 1}}}}}}}}},
+    {1: 2},
+    "tenant = 'a'",
+    ["tenant"],
+]
+
+
+def test_a_hostile_filter_is_refused(database_url: str, notes: Conn) -> None:
     """A filter outside the small form is an error that says what the form is."""
-    source = replace(PLAIN, text="body")
-    with TableProbe(database_url, source, PlantedEmbeddings()) as probe, pytest.raises(InputError):
-        probe.probe(replace(REQUEST, filter=filter))
+    with TableProbe(database_url, PLAIN, PlantedEmbeddings()) as probe:
+        for filter in REFUSED:
+            with pytest.raises(InputError):
+                probe.probe(replace(REQUEST, filter=filter))
 
 
 TEXT = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20))
@@ -285,33 +285,29 @@ def test_texts_and_values_are_data(
     assert count(notes) == 3
 
 
-@pytest.mark.parametrize(
-    ("filter", "years"),
-    [
-        ({"year": 2020}, [2020]),
-        ({"year": {"$ne": 2020}}, [2021, 2022]),
-        ({"year": {"$gte": 2021}}, [2021, 2022]),
-        ({"year": {"$between": [2020, 2021]}}, [2020, 2021]),
-        ({"year": {"$in": [2020, 2022]}}, [2020, 2022]),
-        ({"year": {"$nin": [2020, 2022]}}, [2021]),
-        ({"year": {"$gt": 2020, "$lt": 2022}}, [2021]),
-        ({"$or": [{"year": 2020}, {"tenant": "c"}]}, [2020, 2022]),
-        ({"$not": {"tenant": "a"}}, [2021, 2022]),
-        ({"tenant": {"$like": "_"}, "year": 2021}, [2021]),
-        ({"tenant": {"$ilike": "B"}}, [2021]),
-        ({"draft": {"$exists": True}}, [2022]),
-        ({"draft": {"$exists": False}}, [2020, 2021]),
-        ({"draft": {"$ne": "x"}}, [2022]),
-        ({"id": {"$gte": 1}}, [2021, 2022]),
-        ({"tenant": {"$lt": "b"}}, [2020]),
-        ({"year": {"$lt": "b"}}, []),  # a number is never less than a text
-        ({}, [2020, 2021, 2022]),
-    ],
-    ids=str,
-)
-def test_the_form_means_what_langchain_means(
-    database_url: str, notes: Conn, filter: dict[str, Any], years: list[int]
-) -> None:
+MEANT: list[tuple[dict[str, Any], list[int]]] = [
+    ({"year": 2020}, [2020]),
+    ({"year": {"$ne": 2020}}, [2021, 2022]),
+    ({"year": {"$gte": 2021}}, [2021, 2022]),
+    ({"year": {"$between": [2020, 2021]}}, [2020, 2021]),
+    ({"year": {"$in": [2020, 2022]}}, [2020, 2022]),
+    ({"year": {"$nin": [2020, 2022]}}, [2021]),
+    ({"year": {"$gt": 2020, "$lt": 2022}}, [2021]),
+    ({"$or": [{"year": 2020}, {"tenant": "c"}]}, [2020, 2022]),
+    ({"$not": {"tenant": "a"}}, [2021, 2022]),
+    ({"tenant": {"$like": "_"}, "year": 2021}, [2021]),
+    ({"tenant": {"$ilike": "B"}}, [2021]),
+    ({"draft": {"$exists": True}}, [2022]),
+    ({"draft": {"$exists": False}}, [2020, 2021]),
+    ({"draft": {"$ne": "x"}}, [2022]),
+    ({"id": {"$gte": 1}}, [2021, 2022]),
+    ({"tenant": {"$lt": "b"}}, [2020]),
+    ({"year": {"$lt": "b"}}, []),  # a number is never less than a text
+    ({}, [2020, 2021, 2022]),
+]
+
+
+def test_the_form_means_what_langchain_means(database_url: str, notes: Conn) -> None:
     """Each operator on metadata and on columns keeps the rows it should."""
     with notes.transaction():
         notes.execute(
@@ -319,15 +315,15 @@ def test_the_form_means_what_langchain_means(
             " || CASE id WHEN 2 THEN '{\"draft\": true}' ELSE '{}' END::jsonb"
         )
     with TableProbe(database_url, PLAIN, PlantedEmbeddings()) as probe:
-        report = probe.probe(replace(REQUEST, filter=filter))
-    passing = [2020 + int(chunk.id) for chunk in report.chunks if chunk.passes_filter]
-    assert sorted(passing) == years
-    ranked = [
-        2020 + int(chunk.id)
-        for chunk in report.chunks
-        if chunk.sighting(ProbeText.QUERY, is_filtered=True) is not None
-    ]
-    assert sorted(ranked) == years
+        for filter, years in MEANT:
+            report = probe.probe(replace(REQUEST, filter=filter))
+            passing = {2020 + int(chunk.id) for chunk in report.chunks if chunk.passes_filter}
+            ranked = {
+                2020 + int(chunk.id)
+                for chunk in report.chunks
+                if chunk.sighting(ProbeText.QUERY, is_filtered=True) is not None
+            }
+            assert (filter, passing, ranked) == (filter, set(years), set(years))
 
 
 @pytest.mark.parametrize(
