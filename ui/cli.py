@@ -211,6 +211,7 @@ def explain(
     """Attribute one recorded answer now, in the foreground, and show the result."""
     from ragblame import database
     from ragblame.attribution.jobs.attribute import attribute_trace, load_debugger
+    from ragblame.attribution.jobs.rescoring import Rescorer
     from ragblame.settings import load_settings
     from ragblame.ui.explain import (
         chunk_positions,
@@ -235,6 +236,7 @@ def explain(
             debugger,
             trace_id,
             progress=lambda step, part: status.update(f"{trace_id}: {step} {part:.0%}"),
+            rescorer=Rescorer.from_settings(url, settings),
         )
     positions = None if without is None else chunk_positions(without, explanation)
     if not json_output:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ragblame.attribution.layout import Layout, Tokens, encodable
+from ragblame.attribution.pairing import paired
 from ragblame.attribution.regions import Region
 from ragblame.records import Attribution, Cost, Method, Span, TokenHeat
 
@@ -117,19 +118,7 @@ def joined(results: Sequence[HeatResult]) -> HeatResult:
 
 
 def _places(layout: Layout, region: Region) -> list[int]:
-    """Code point of the chunk's own text for each code point of its region in the prompt.
-
-    The two texts agree up to white space, so their other characters are paired in order.
-    """
-    shown = layout.prompt[region.start : region.end]
+    """Code point of the chunk's own text for each code point of its region in the prompt."""
     first, last = region.found
     own = encodable(layout.chunks[region.position].text)[first:last]
-    if shown == own:
-        return list(range(first, last))
-    visible = [index for index, char in enumerate(own) if not char.isspace()]
-    places = []
-    seen = 0
-    for char in shown:
-        places.append(visible[min(seen, len(visible) - 1)] if visible else 0)
-        seen += not char.isspace()
-    return [first + place for place in places]
+    return [first + place for place in paired(own, layout.prompt[region.start : region.end])]
