@@ -114,6 +114,31 @@ def test_exact_ranks_are_those_of_a_full_sort(
         assert [id for id, place in truth.items() if place <= 20 and id not in ranks] == []
 
 
+def test_one_scan_keeps_the_filtered_lists_apart(
+    database_url: str, connection: Conn, model: EmbeddingModel, embeddings: PlantedEmbeddings
+) -> None:
+    """Both lists of one query come from the same scan; each has the ranks of a full sort of its own rows."""
+    store(connection, embeddings, {"gateway.md": [GOLD]}, tenant="north")
+    fill(connection, model, 3_000, tenant="north")
+    fill(connection, model, 3_001, tenant="south")
+    set_for_database(database_url, "enable_seqscan", "off")
+    set_for_database(database_url, "enable_bitmapscan", "off")  # or the filter would be the way in
+    with TableProbe(database_url, our_corpus(), embeddings, seconds=30.0) as probe:
+        report = probe.probe(request(filter={"tenant": "north"}))
+    assert report.is_exact
+    retriever = [search for search in report.searches if search.way is ProbeWay.RETRIEVER]
+    assert [search.is_exact for search in retriever] == [False, False]
+    for is_filtered, where in ((False, "true"), (True, 'metadata @> \'{"tenant": "north"}\'')):
+        truth = brute_ranks(connection, ASKED, where)
+        ranks = {
+            chunk.id: rank(chunk, is_filtered=is_filtered)
+            for chunk in report.chunks
+            if chunk.sighting(ProbeText.QUERY, is_filtered=is_filtered) is not None
+        }
+        assert len(ranks) >= 30
+        assert ranks == {id: truth[id] for id in ranks}
+
+
 def test_a_crippled_index_shows_as_the_difference_of_two_ranks(
     database_url: str, connection: Conn, model: EmbeddingModel, embeddings: PlantedEmbeddings
 ) -> None:
