@@ -1,8 +1,11 @@
 """The probe on tables that are not ours: langchain-postgres' two, made by the library, and plain ones."""
 
+import re
+import tomllib
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -15,8 +18,9 @@ from pydantic import SecretStr
 from ragblame.corpus import FoundChunk, ProbeReport, ProbeRequest, ProbeText, ProbeWay
 from ragblame.errors import InputError
 from ragblame.retriever import probe_asking, probe_words
+from ragblame.retriever.filters import OPERATORS
 from ragblame.retriever.probe import TableProbe, open_probe
-from ragblame.retriever.sources import CorpusSource, pgvector_collection, pgvector_store
+from ragblame.retriever.sources import CorpusSource, pgvector_collection, pgvector_store, source_from
 from ragblame.settings import Settings
 from ragblame.traces import new_trace_id
 from tests.probe_corpus import SIZE, Conn, PlantedEmbeddings, random_vector, reader, set_for_database
@@ -353,3 +357,19 @@ def test_ids_of_any_type_come_back_as_recorded(database_url: str, connection: Co
     with TableProbe(database_url, PLAIN, PlantedEmbeddings()) as probe:
         [chunk] = probe.probe(replace(REQUEST, retrieved=(str(id).upper(), "no uuid"))).chunks
     assert (chunk.id, chunk.is_retrieved, chunk.is_newer) == (str(id), True, None)
+
+
+def test_the_page_tells_what_is_true() -> None:
+    """The configuration in docs/probe.md is one, and every entry, operator and way has its place there."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "probe.md").read_text("utf-8")
+    [block] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    made = [source_from(entries) for entries in tomllib.loads(block)["probe_corpora"]]
+    assert [source.name for source in made] == [
+        "public.langchain_pg_embedding",
+        "public.runbooks",
+        "support.articles",
+    ]
+    for entry in fields(CorpusSource):
+        assert f"`{entry.name}`" in page
+    for word in (*OPERATORS, *ProbeWay):
+        assert word in page
