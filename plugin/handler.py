@@ -5,7 +5,7 @@ carries at the moment it passes. A finished tree goes to the recorder; everythin
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -15,7 +15,7 @@ from ragblame.plugin import listening, payloads
 from ragblame.plugin.counters import counters
 from ragblame.plugin.endings import is_pause, status_of
 from ragblame.plugin.passages import TABLE_KEY
-from ragblame.plugin.run_tree import ModelRun, RunTree, Search, open_runs
+from ragblame.plugin.run_tree import Search, open_runs
 from ragblame.plugin.sampling import IGNORE_TAG, require_rate
 from ragblame.records import Message, Trace, TraceStatus
 from ragblame.suppression import is_suppressed
@@ -147,9 +147,9 @@ class BlameHandler(BaseCallbackHandler):
             return
         if run_id.int != tree.root:
             # A graph's root ends well when a step of its own pauses; a pause further down may be caught.
-            if not is_pause(error):
+            if status_of(error) is TraceStatus.ERROR:
                 tree.failed.add(run_id.int)
-            elif tree.parents.get(run_id.int) == tree.root:
+            elif is_pause(error) and tree.parents.get(run_id.int) == tree.root:
                 tree.is_paused = True
             return
         if kwargs.get("inputs") is not None and not tree.questions:
@@ -178,8 +178,12 @@ class BlameHandler(BaseCallbackHandler):
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A tool failed; only a root tool ends the trace by it."""
         tree = open_runs.find(run_id)
-        if tree is not None and run_id.int == tree.root and tree.ended is None:
+        if tree is None or tree.ended is not None:
+            return
+        if run_id.int == tree.root:
             listening.fail(tree, error)
+        elif status_of(error) is TraceStatus.ERROR:
+            tree.failed.add(run_id.int)
 
     # Retrievers ------------------------------------------------------------
 
@@ -203,12 +207,12 @@ class BlameHandler(BaseCallbackHandler):
     def on_retriever_end(self, documents: Sequence[Any], *, run_id: UUID, **kwargs: Any) -> None:
         """A search ended: its documents are copied now, because later steps may edit them."""
         tree = open_runs.find(run_id)
-        search = tree.searches.get(run_id.int) if tree is not None else None
-        if tree is None or search is None or search.passages:
+        if tree is None:
             return
-        if not search.is_nested:
+        search = tree.searches.get(run_id.int)
+        if search is not None and not (search.is_nested or search.passages):
             listening.note_found(tree, search, documents)
-        if run_id.int == tree.root:
+        if run_id.int == tree.root and tree.ended is None:
             listening.finish(tree)
 
     @_safe
@@ -230,7 +234,7 @@ class BlameHandler(BaseCallbackHandler):
             first = messages[0] if messages else ()
             nothing: tuple[Message, ...] = ()
             prompt = listening.tried(payloads.read_messages, first, otherwise=nothing)
-            self._start_model(tree, run_id, prompt, len(first), len(messages) - 1, serialized, kwargs)
+            listening.start_model(tree, run_id, prompt, len(first), len(messages) - 1, serialized, kwargs)
 
     @_safe
     def on_llm_start(self, serialized: Any, prompts: list[str], *, run_id: UUID, **kwargs: Any) -> None:
@@ -238,44 +242,45 @@ class BlameHandler(BaseCallbackHandler):
         tree = listening.start(self, run_id, prompts, kwargs)
         if tree is not None and IGNORE_TAG not in (kwargs.get("tags") or ()):
             prompt = tuple(Message(role="prompt", text=str.__str__(text)) for text in prompts[:1])
-            self._start_model(tree, run_id, prompt, len(prompt), len(prompts) - 1, serialized, kwargs)
+            listening.start_model(tree, run_id, prompt, len(prompt), len(prompts) - 1, serialized, kwargs)
 
     @_safe
     def on_llm_end(self, response: Any, *, run_id: UUID, **kwargs: Any) -> None:
         """A model answered; after an abandoned stream this comes later than the root's end."""
         tree = open_runs.find(run_id)
-        run = tree.models.get(run_id.int) if tree is not None else None
-        if tree is None or run is None or run.text is not None:
+        if tree is None:
             return
-        said = listening.tried(payloads.read_generation, response, otherwise=payloads.Generation(""))
-        run.model = said.model or run.model
-        run.is_tool_call, run.is_ok = said.is_tool_call, True
-        run.ignored = max(run.ignored, said.ignored)
-        run.text = said.text
-        open_runs.hold(tree, said.text)
-        if run_id.int == tree.root:
-            tree.answer = said.text
+        run = tree.models.get(run_id.int)
+        if run is not None and run.text is None:
+            said = listening.tried(payloads.read_generation, response, otherwise=payloads.Generation(""))
+            run.model = said.model or run.model
+            run.is_tool_call, run.is_ok = said.is_tool_call, True
+            run.ignored = max(run.ignored, said.ignored)
+            run.text = said.text
+            open_runs.hold(tree, said.text)
+        if run_id.int == tree.root and tree.ended is None:
+            tree.answer = run.text if run is not None else None
             listening.finish(tree)
 
     @_safe
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
         """A model failed or was left; what it said so far is kept."""
         tree = open_runs.find(run_id)
-        run = tree.models.get(run_id.int) if tree is not None else None
-        if tree is None or run is None or run.text is not None:
+        if tree is None:
             return
-        if status_of(error) is TraceStatus.ERROR:
-            run.error = payloads.error_text(error)
-        response = kwargs.get("response")
-        nothing = payloads.Generation("")
-        said = (
-            nothing
-            if response is None
-            else listening.tried(payloads.read_generation, response, otherwise=nothing)
-        )
-        run.text = said.text
-        open_runs.hold(tree, run.text)
-        if run_id.int == tree.root:
+        run = tree.models.get(run_id.int)
+        if run is not None and run.text is None:
+            if status_of(error) is TraceStatus.ERROR:
+                run.error = payloads.error_text(error)
+            partial, nothing = kwargs.get("response"), payloads.Generation("")
+            said = (
+                listening.tried(payloads.read_generation, partial, otherwise=nothing)
+                if partial is not None
+                else nothing
+            )
+            run.text = said.text
+            open_runs.hold(tree, run.text)
+        if run_id.int == tree.root and tree.ended is None:
             listening.fail(tree, error)
 
     # Newer events that LangGraph sends to every handler: named, so that nothing logs an AttributeError.
@@ -288,30 +293,6 @@ class BlameHandler(BaseCallbackHandler):
 
     def on_stream_event(self, *args: Any, **kwargs: Any) -> None:
         """Tokens are not needed: partial text comes with the error."""
-
-    def _start_model(
-        self,
-        tree: RunTree,
-        run_id: UUID,
-        prompt: tuple[Message, ...],
-        messages: int,
-        ignored: int,
-        serialized: Any,
-        event: Mapping[str, Any],
-    ) -> None:
-        model, provider = payloads.read_model(
-            serialized, event.get("metadata") or {}, event.get("invocation_params") or {}
-        )
-        tree.models[run_id.int] = ModelRun(
-            prompt=prompt,
-            model=model,
-            provider=provider,
-            in_retriever=tree.is_in_retriever(tree.parents[run_id.int]),
-            messages=messages,
-            ignored=ignored,
-        )
-        open_runs.hold(tree, *(message.text for message in prompt))
-        listening.give_up_overdue(tree)
 
 
 def _restore(

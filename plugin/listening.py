@@ -16,9 +16,9 @@ from ragblame.plugin.host_context import enclosing_run, running_config
 from ragblame.plugin.passages import documents_in, read_passages
 from ragblame.plugin.pending import take_pending
 from ragblame.plugin.recorder import recorder
-from ragblame.plugin.run_tree import RunTree, Search, branch_of, open_runs
+from ragblame.plugin.run_tree import ModelRun, RunTree, Search, branch_of, open_runs
 from ragblame.plugin.sampling import IGNORE_TAG, KEEP_TAG
-from ragblame.records import Json, Trace, TraceStatus
+from ragblame.records import Json, Message, Trace, TraceStatus
 
 _Result = TypeVar("_Result")
 _LOOKS_EVERY: Final = 64  # runs of one tree between two looks for what is overdue
@@ -97,6 +97,31 @@ def _take_options(tree: RunTree, handler: Options) -> None:
     tree.sink = tree.sink or handler.sink
     if tree.sample_rate is None:
         tree.sample_rate = handler.sample_rate
+
+
+def start_model(
+    tree: RunTree,
+    run_id: UUID,
+    prompt: tuple[Message, ...],
+    messages: int,
+    ignored: int,
+    serialized: Any,
+    event: Mapping[str, Any],
+) -> None:
+    """A model begins with this prompt: of so many messages in truth, and so many more prompts beside it."""
+    model, provider = payloads.read_model(
+        serialized, event.get("metadata") or {}, event.get("invocation_params") or {}
+    )
+    tree.models[run_id.int] = ModelRun(
+        prompt=prompt,
+        model=model,
+        provider=provider,
+        in_retriever=tree.is_in_retriever(tree.parents[run_id.int]),
+        messages=messages,
+        ignored=ignored,
+    )
+    open_runs.hold(tree, *(message.text for message in prompt))
+    give_up_overdue(tree)
 
 
 def note_question(tree: RunTree, inputs: Any) -> None:

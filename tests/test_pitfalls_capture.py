@@ -736,6 +736,8 @@ def test_row_31_our_own_work_is_not_traced(collector: Collector) -> None:
         make_chain().invoke("suppressed", config)
         asyncio.run(make_chain().ainvoke("suppressed", config))
     make_chain().invoke("ignored", ignored)
+    says("ignored").invoke("a model as root", ignored)
+    NotesRetriever().invoke("a retriever as root", ignored)
 
     def ask(question: str, config: RunnableConfig) -> str:
         text = make_chain().invoke(question, config)
