@@ -6,7 +6,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ragblame.corpus import FoundChunk, ProbeReport, ProbeRequest, ProbeText, ProbeWay, request_for
+from ragblame.corpus import (
+    CorpusProbe,
+    FoundChunk,
+    ProbeReport,
+    ProbeRequest,
+    ProbeText,
+    ProbeWay,
+    request_for,
+)
 from ragblame.errors import InputError, ModelError
 from ragblame.records import MASK, Chunk, Span, SpanKind, Trace
 from ragblame.retriever import probe_words
@@ -322,8 +330,9 @@ def test_rows_that_are_gone_or_never_were_are_named(
 
 
 def test_an_empty_corpus_is_an_answer(model: EmbeddingModel, probe: TableProbe) -> None:
-    """Nothing found, everything complete."""
-    report = probe.probe(request())
+    """Nothing found, everything complete; seen through the door that attribution knows."""
+    door: CorpusProbe = probe
+    report = door.probe(request())
     assert report.chunks == ()
     assert report.is_exact
 
