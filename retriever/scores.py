@@ -16,6 +16,7 @@ from psycopg.rows import tuple_row
 
 from ragblame.errors import InputError, ModelError
 from ragblame.retriever.embedding_models import EmbeddingModel, name_of
+from ragblame.retriever.sources import identifier
 from ragblame.retriever.vector_tables import VectorTable
 
 SAME_MODEL: Final = (
@@ -124,9 +125,7 @@ def _ranked(
         distances = sorted({score.distance for score in own.values()})
         where: sql.Composable = sql.SQL("true")
         if table.group_column is not None:
-            where = sql.SQL("{}::text IS NOT DISTINCT FROM %(group)s").format(
-                sql.Identifier(table.group_column)
-            )
+            where = sql.SQL("{}::text IS NOT DISTINCT FROM %(group)s").format(identifier(table.group_column))
             if table.is_ours:
                 where = sql.SQL("model_id = {}").format(sql.Literal(int(group or 0)))
         counts = dict(
@@ -188,10 +187,10 @@ def _vector_text(vector: Sequence[float], table: VectorTable) -> str:
 
 def _parts(table: VectorTable) -> dict[str, sql.Composable]:
     return {
-        "id": sql.Identifier(table.id_column),
+        "id": identifier(table.id_column),
         "id_type": sql.SQL(table.id_type),  # from PostgreSQL's own catalogue
-        "text": sql.Identifier(table.text_column),
-        "group": sql.SQL("NULL") if table.group_column is None else sql.Identifier(table.group_column),
+        "text": identifier(table.text_column),
+        "group": sql.SQL("NULL") if table.group_column is None else identifier(table.group_column),
         "vector": table.vector,
         "type": sql.SQL(table.vector_type),
         "operator": sql.SQL(table.operator),

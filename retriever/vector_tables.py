@@ -15,6 +15,7 @@ from psycopg.rows import tuple_row
 
 from ragblame.errors import InputError
 from ragblame.retriever.chunks import SOURCE_TABLE
+from ragblame.retriever.sources import identifier
 
 _COLUMNS = """
 SELECT n.nspname, c.relname, a.attname, t.typname, format_type(a.atttypid, a.atttypmod),
@@ -109,11 +110,11 @@ def find_vector_table(conn: psycopg.Connection[Any], name: str) -> VectorTable:
     operator, metric = _metric(classes, shown)
     return VectorTable(
         name=shown,
-        relation=sql.Identifier(columns[0][0], columns[0][1]),
+        relation=identifier(columns[0][0], columns[0][1]),
         id_column=id_column,
         id_type=id_type,
         text_column=text,
-        vector=sql.Identifier(vectors[0][0]),
+        vector=identifier(vectors[0][0]),
         vector_type=vectors[0][1],
         operator=operator,
         metric=metric,

@@ -185,7 +185,7 @@ def test_our_own_rows_get_distance_and_exact_rank(database_url: str, corpus: dic
     ]
 
 
-@pytest.mark.parametrize("name", ["public.runbooks", "runbooks", "Odd Name"])
+@pytest.mark.parametrize("name", ["public.runbooks", "runbooks", "Odd Name", "100 %s"])
 def test_rows_of_langchain_postgres_are_measured(database_url: str, name: str) -> None:
     """A PGVectorStore's table, named with or without schema: exact distances and ranks; ties share one."""
     texts = [*texts_of(30), "same words to tie", "same words to tie "]
