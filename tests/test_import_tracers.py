@@ -381,6 +381,32 @@ def test_judges_and_rerankers_keep_their_places() -> None:
     assert trace.model == "m"
 
 
+def test_of_equal_texts_the_run_that_saw_the_chunks_answered() -> None:
+    """A self-check that repeats the answer is not taken for it, though it came last."""
+    again: dict[str, Any] = {
+             "llm__output_messages__0__message__content": "30 s.", "llm__model_name": "checker",
+             "llm__output_messages__0__message__role": "assistant",
+             "llm__input_messages__0__message__role": "user",
+             "llm__input_messages__0__message__content": "Is this right?"}  # fmt: skip
+    trace = openinference(
+        root(), span("RETRIEVER", 2, **DOCUMENTS), span("LLM", 3, **MESSAGES), span("LLM", 4, **again)
+    )
+    assert trace.model == "m"
+
+
+def test_a_question_beside_its_history() -> None:
+    """A field that is called the question is it, not the last turn of the history beside it."""
+    turns = [{"role": "user", "content": "And before?"}, {"role": "assistant", "content": "Yes."}]
+    for inputs, asked in (
+        ({"messages": turns, "question": "How long?"}, "How long?"),
+        ({"messages": turns}, "And before?"),
+        ([["user", "And before?"]], "And before?"),
+        ({"messages": [[{"lc": 1, "id": ["x", "HumanMessage"], "kwargs": {"content": "Hm?"}}]]}, "Hm?"),
+    ):
+        trace = openinference(root(question=json.dumps(inputs)), span("LLM", 2, **MESSAGES))
+        assert trace.question == asked
+
+
 def test_documents_that_only_passed_between_steps() -> None:
     """Without a retriever span, documents in a step's output are the chunks, each once."""
     output = {"context": [{"page_content": "It takes 30 s.", "metadata": {}, "id": "r"}], "answer": "30 s."}

@@ -31,7 +31,8 @@ def assemble(steps: Sequence[Step], source: str, app: str | None, settings: Sett
         documents.sort(key=lambda pair: pair[1].own["position"])
     own = next((step.own for step in steps if step.own.get("trace_id")), {})
     answer = _own_text(own, root.output) or answer_of(root.output)
-    run, is_guess = _answering_run(tree.models(), answer, is_broken=not ended.is_ok)
+    texts = [document.text for _, document in documents]
+    run, is_guess = _answering_run(tree.models(), answer, texts, is_broken=not ended.is_ok)
     if run is None and not (documents and answer):
         return None
     said = run.text if run is not None else None
@@ -89,13 +90,13 @@ def assemble(steps: Sequence[Step], source: str, app: str | None, settings: Sett
 
 
 def _answering_run(
-    models: Sequence[Step], answer: str | None, *, is_broken: bool
+    models: Sequence[Step], answer: str | None, chunks: Sequence[str], *, is_broken: bool
 ) -> tuple[Step | None, bool]:
     """The model run that answered, and whether that is a guess."""
     failed = [step for step in models if not step.is_ok and not step.in_retriever]
     if answer is None and is_broken and failed:
         return failed[-1], False  # it broke off there: an earlier run is no answer
-    chosen, is_guess = choose_model_run(cast(Any, models), answer)
+    chosen, is_guess = choose_model_run(cast(Any, models), answer, chunks)
     return cast(Step | None, chosen), is_guess
 
 

@@ -156,16 +156,17 @@ def question_of(value: Any, depth: int = 0) -> str | None:
         return value or None
     if depth > MAX_DEPTH or value is None:
         return None
-    if asked := [message.text for message in messages_of(value) if message.role == "human"]:
-        return asked[-1] or None
     if isinstance(value, Mapping):
+        if (message := message_of(value)) is not None:
+            return message.text or None
         for key in QUESTION_KEYS:
             if key in value and (found := question_of(value[key], depth + 1)):
                 return found
         return _only_text(value)
-    if isinstance(value, list) and len(value) == 1:
-        return question_of(value[0], depth + 1)
-    return None
+    asked = [message.text for message in messages_of(value) if message.role == "human"]
+    if asked:
+        return asked[-1] or None
+    return question_of(value[0], depth + 1) if isinstance(value, list) and len(value) == 1 else None
 
 
 def answer_of(value: Any, depth: int = 0) -> str | None:
