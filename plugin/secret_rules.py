@@ -11,6 +11,7 @@ from typing import Final
 from ragblame.records import MASK
 
 _LONG: Final = 16  # code points of the shortest token worth looking at
+LOOKS_INSIDE: Final = 256  # values that are no secret and are read again for one inside: keeps it linear
 _NEAR: Final = 48  # code points before "=" that may name a credential
 
 # Beginnings that vendors reserve for their keys, and what follows.
@@ -119,7 +120,7 @@ def url_passwords(text: str) -> Iterator[tuple[int, int]]:
 
 def named_secrets(text: str) -> Iterator[tuple[int, int]]:
     """What follows a credential's name: ``password=…``, ``"api_key": "…"``, ``Authorization: Bearer …``."""
-    done = 0
+    done, looks = 0, LOOKS_INSIDE
     for at in _separators(text):
         if at < done:
             continue
@@ -128,10 +129,14 @@ def named_secrets(text: str) -> Iterator[tuple[int, int]]:
             continue
         start = at + (2 if text.startswith(("=>", "==", ":="), at) else 1)
         found = _value(text, start, at, name)
-        if found is not None:
-            done = max(found[1], start)
-            if found[2]:
-                yield found[0], found[1]
+        if found is None:
+            continue
+        if found[2]:
+            yield found[0], found[1]
+        elif looks:  # no secret itself, yet one may stand inside: token: "… password=hunter2"
+            looks -= 1
+            continue
+        done = max(found[1], start)
 
 
 def said_passwords(text: str) -> Iterator[tuple[int, int]]:

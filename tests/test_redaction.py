@@ -214,6 +214,12 @@ def test_one_text_tells_what_the_others_hide() -> None:
     assert after[0].state is AlignmentState.EXACT
 
 
+@pytest.mark.parametrize("text", ['token: "The pumppassword=hunter2', "x_token: $password=hunter2"])
+def test_a_value_that_is_no_secret_does_not_hide_one(text: str) -> None:
+    """An open quote or a placeholder behind one name must not swallow the next name and its secret."""
+    assert "hunter2" not in Redactor().redact(trace_of(question="", answer=text)).answer
+
+
 pieces = st.sampled_from(
     ["The pump", " is ", "é", "日本", "😀", "\u202e", "password=hunter2", " ", "\n", JWT, "bob@example.org",
      "\x00", "+49 30 901820", "4111 1111 1111 1111", "token: ", "://a:b@", "=", ":", '"', "\\", "\ud800",
