@@ -89,7 +89,7 @@ class Waiting:
 
     def drain(self) -> list[RunTree]:
         """Every tree that waits, at once."""
-        trees = []
+        trees: list[RunTree] = []
         while True:
             try:
                 item = self._queue.get_nowait()

@@ -228,9 +228,13 @@ def test_a_frozen_server_is_given_up(
     assert inspect_spool(data_dir / "spool").lost == 0
 
 
-def test_a_slow_server_is_relieved_by_the_spool(own_server: OwnServer, data_dir: Path) -> None:
+def test_a_slow_server_is_relieved_by_the_spool(
+    own_server: OwnServer, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a table is locked and half of the memory is taken, traces go to disk, and none is dropped."""
+    monkeypatch.setattr(writer_module, "LIVE_SECONDS", 600.0)  # slow is not silent
     before = stored(own_server.url)["traces"]
+    deadline = time.monotonic() + 60
     with (
         installed(settings_for(own_server.url, data_dir, queue_max_traces=40)) as recorder,
         database.connect(own_server.url) as locker,
@@ -241,10 +245,11 @@ def test_a_slow_server_is_relieved_by_the_spool(own_server: OwnServer, data_dir:
         locker.execute("LOCK TABLE ragblame.trace IN ACCESS EXCLUSIVE MODE")
         for number in range(100):
             while recorder.waiting.load[0] >= 39:
+                assert time.monotonic() < deadline, "the writer waits for the server"
                 time.sleep(0.01)  # a host slower than the disk, and far faster than this server
             make_chain().invoke(f"slow {number}")
-        deadline = time.monotonic() + 30
-        while inspect_spool(data_dir / "spool").waiting == 0 and time.monotonic() < deadline:
+        while inspect_spool(data_dir / "spool").waiting == 0:
+            assert time.monotonic() < deadline, "nothing went to disk"
             time.sleep(0.02)
         assert inspect_spool(data_dir / "spool").waiting > 0
         locker.rollback()
