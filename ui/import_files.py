@@ -8,9 +8,10 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Final, NoReturn
+from typing import IO, Any, Final
 
 from ragblame.errors import InputError
+from ragblame.json_lines import numbered_lines, refuse_constant, unpacked
 
 MAX_LINE: Final = 64_000_000  # bytes; a longer line is not an answer
 MAX_DOCUMENT: Final = 256_000_000  # bytes of a file that is one JSON document, read at once
@@ -40,7 +41,7 @@ def read_values(
                     yield 1, entry
                 on_progress(total, total)
                 return
-            for number, line in _lines(_unpack(file)):
+            for number, line in numbered_lines(unpacked(file), MAX_LINE):
                 if line is None:
                     yield number, InputError(f"longer than {MAX_LINE:,} bytes: split the answer")
                 elif line.strip():
@@ -59,7 +60,7 @@ def read_values(
 def _document(file: IO[bytes]) -> list[Value] | None:
     """The entries of a file that is one JSON document on several lines; None: it is read line by line."""
     try:
-        stream = _unpack(file)
+        stream = unpacked(file)
         first = b""
         while not first.strip() and (first := stream.readline(MAX_LINE)):
             pass
@@ -78,36 +79,12 @@ def _is_json(line: bytes) -> bool:
     return not isinstance(_parse(line), InputError)
 
 
-def _unpack(file: IO[bytes]) -> "IO[bytes] | gzip.GzipFile":
-    file.seek(0)
-    is_gzip = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    return gzip.GzipFile(fileobj=file) if is_gzip else file
-
-
-def _lines(stream: "IO[bytes] | gzip.GzipFile") -> Iterator[tuple[int, bytes | None]]:
-    """Numbered lines from 1; None stands for one longer than ``MAX_LINE``."""
-    number = 0
-    while line := stream.readline(MAX_LINE + 1):
-        number += 1
-        if len(line) > MAX_LINE:
-            while (rest := stream.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                pass
-            yield number, None
-        else:
-            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-
-
 def _parse(data: bytes) -> Value:
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        return json.loads(data, parse_constant=refuse_constant)
     except UnicodeDecodeError as error:
         return InputError(f"not UTF-8 (byte {error.start}): convert the file")
     except RecursionError:
         return InputError("nested too deeply: flatten it")
     except ValueError as error:
         return InputError(f"not JSON ({error}): correct the line")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")

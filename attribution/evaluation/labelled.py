@@ -9,14 +9,15 @@ import gzip
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final, NoReturn, TypeGuard
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 
 from ragblame.errors import InputError
+from ragblame.json_lines import numbered_lines, refuse_constant, unpacked
 from ragblame.records import Chunk
 
 MAX_LINE: Final = 64_000_000  # bytes; a longer line is not an answer
@@ -63,7 +64,7 @@ def read_labelled(path: Path, on_problem: Callable[[int, str], None]) -> list[La
     fallback = path.name.split(".")[0]
     try:
         with path.open("rb") as file:
-            for number, line in _lines(_unpack(file)):
+            for number, line in numbered_lines(unpacked(file), MAX_LINE):
                 if line is not None and not line.strip():
                     continue
                 try:
@@ -109,30 +110,11 @@ def sample_sources(rows: Sequence[LabelledAnswer], limit: int | None, *, seed: i
     return [row for row in rows if row.source_id in kept]
 
 
-def _unpack(file: IO[bytes]) -> "IO[bytes] | gzip.GzipFile":
-    is_gzip = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    return gzip.GzipFile(fileobj=file) if is_gzip else file
-
-
-def _lines(stream: "IO[bytes] | gzip.GzipFile") -> Iterator[tuple[int, bytes | None]]:
-    """Numbered lines from 1; None stands for one longer than ``MAX_LINE``."""
-    number = 0
-    while line := stream.readline(MAX_LINE + 1):
-        number += 1
-        if len(line) > MAX_LINE:
-            while (rest := stream.readline(MAX_LINE)) and not rest.endswith(b"\n"):
-                pass
-            yield number, None
-        else:
-            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-
-
 def _read_line(data: bytes | None, fallback: str) -> LabelledAnswer:
     if data is None:
         raise InputError(f"longer than {MAX_LINE:,} bytes: split the answer")
     try:
-        row = json.loads(data, parse_constant=_refuse_constant)
+        row = json.loads(data, parse_constant=refuse_constant)
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 (byte {error.start}): convert the file") from error
     except RecursionError as error:
@@ -257,7 +239,3 @@ def _sound(value: str, key: str) -> str:
     except UnicodeEncodeError as error:
         raise InputError(f'"{key}" holds half a surrogate pair: write it as UTF-8') from error
     return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
