@@ -71,13 +71,23 @@ class Cause(StrEnum):
     """Why a flagged span went wrong. Codes of TRIAGE's taxonomy are in the comments; values are stored."""
 
     CAPTURE_INCOMPLETE = "capture incomplete"  # U
+    STALE_SOURCE = "stale source"  # S: a newer row of the corpus states another value
     DROPPED_AFTER_RETRIEVAL = "dropped after retrieval"  # C
     CONFLICTING_CHUNKS = "conflicting chunks"  # F
     DISTORTION = "distortion"  # D: a used chunk says otherwise
     BORROWED = "borrowed from another subject"  # D, entity swap: the value stands with another subject
     MEMORY_OVERRIDE = "memory over documents"  # I
+    PROMPT = "prompt at fault"  # P: the prompt itself holds the value, or asks for an answer from memory
     WRONG_SOURCE = "wrong source"  # supported, yet by a chunk that was not used
-    NO_EVIDENCE_IN_PROMPT = "no evidence in the prompt"  # A or B: telling them apart needs the corpus probe
+    QUERY_REWRITING = "query rewriting"  # Q: the question finds it within k, the rewritten query does not
+    RANKED_TOO_LOW = "ranked too low"  # B1: k < exact rank <= 50
+    INDEX_MISS = "missed by the index"  # B2: exact rank <= k, and the index did not return it
+    FILTERED_OUT = "filtered out"  # B3: it does not pass the retriever's filter
+    SEMANTIC_GAP = "semantic gap"  # B4: found by words or by the claim, not by the query's vector
+    NOT_THERE_YET = "not there yet"  # B5: the row is newer than the answer
+    CUT_APART = "cut between chunks"  # B6: two neighbours say it together, neither alone
+    NO_EVIDENCE_IN_CORPUS = "no evidence in the corpus"  # A
+    NO_EVIDENCE_IN_PROMPT = "no evidence in the prompt"  # A or B: the corpus was not asked, or not to the end
     UNDETERMINED = "undetermined"  # U: confidence intervals straddle the thresholds
 
 
@@ -253,6 +263,67 @@ class Support:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLine:
+    """A sentence of the prompt outside the chunks that made a span what it is."""
+
+    message: int  # index into Trace.prompt
+    start: int  # code points in that message's text
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusEvidence:
+    """A row of the corpus that says what a span should be, and why it was not in the prompt."""
+
+    table: str  # with its schema
+    row_id: str
+    state: SupportState  # entailed: it says the span; contradicted: it states another value in its place
+    rule: str  # of the support check
+    cause: Cause | None  # why this row was not in the prompt; None: not known
+    start: int  # the sentence, code points in the row's text as it was when asked
+    end: int
+    quote: str  # that sentence; empty where the retriever's filter keeps the row from who asked
+    stated: str | None = None  # the other value, as the row states it
+    rank: int | None = None  # 1-based, for the retriever's query among the rows of that time; None: not known
+    is_exact: bool = False  # the rank was counted over the whole table; else say "approximate"
+    question_rank: int | None = None  # for the user's question, where the query is a rewritten one
+    found_by: tuple[str, ...] = ()  # the searches that found it, strongest first
+    passes_filter: bool | None = None  # None: no filter was known
+    is_newer: bool | None = None  # made after the answer; None: not known
+    created_at: datetime | None = None
+    joined_with: str | None = None  # row id of the neighbour without which it does not say it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusSearch:
+    """One query that was put to the corpus."""
+
+    text: str  # what it was asked with, e.g. "claim"
+    way: str  # how, e.g. "nearest vectors"
+    is_filtered: bool
+    is_exact: bool
+    is_complete: bool
+    found: int  # rows
+    seconds: float
+    note: str = ""  # why it is not exact or not complete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusLook:
+    """What the corpus was asked about one span: shown beside the cause, so that "nothing" can be checked."""
+
+    span: int
+    table: str  # with its schema
+    rows: int | None  # of the table, as PostgreSQL estimates
+    k: int  # rows the retriever asked for
+    is_k_known: bool  # False: k is the number of rows that were retrieved
+    is_filtered: bool  # the retriever's filter was known
+    seconds: float  # in PostgreSQL
+    searches: tuple[CorpusSearch, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """The decision about one span, in words an on-call engineer can act on."""
 
@@ -268,6 +339,8 @@ class Verdict:
     other_causes: tuple[Cause, ...] = ()
     reliance_measurable: bool = True  # False when the model was already sure without any chunk
     thresholds_version: str = ""
+    corpus_evidence: tuple[CorpusEvidence, ...] = ()  # closest to being retrieved first
+    prompt_evidence: tuple[PromptLine, ...] = ()  # lines of the prompt that are at fault
 
     @property
     def is_flagged(self) -> bool:
@@ -302,6 +375,7 @@ class Explanation:
     supports: tuple[Support, ...]
     verdicts: tuple[Verdict, ...]
     coalitions: CoalitionValues | None
+    corpus_looks: tuple[CorpusLook, ...] = ()  # by span; empty where the corpus was not asked
     notes: tuple[str, ...] = ()  # what could not be computed and why, one sentence each
     cost: Cost = field(default_factory=Cost)
 
