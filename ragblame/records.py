@@ -260,6 +260,8 @@ class Support:
     evidence_end: int | None = None
     stated: str | None = None  # what the chunk says instead, when contradicted
     other_positions: tuple[int, ...] = ()  # further chunks that say the same
+    model: str | None = None  # name@revision of the learned model that read it; None: only rules did
+    probability: float | None = None  # that model's raw probability of being unsupported, [0, 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +326,33 @@ class CorpusLook:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Premises:
+    """What a verdict follows from beside its support: with both it is decided again without any model.
+
+    Numbers are sums over the span's content tokens; shares stand in the Shapley ``Attribution`` of the span,
+    or of ``measured_at`` where the answer only repeats an earlier value.
+    """
+
+    span: int
+    read_state: SupportState  # what the text alone said, before attribution or a model settled it
+    read_rule: str  # the rule that said it
+    v_all: float | None = None  # nats, all chunks in the prompt; None: no scorer measured the span
+    v_none: float | None = None  # nats, no chunk in the prompt
+    tokens: int = 0  # content tokens behind these sums
+    noise: float = 0.0  # one sigma of v_all, nats
+    measured_at: int | None = None  # the span of the first mention, whose numbers these are; None: its own
+    follow: float | None = None  # nats by which the counterfactual follows the chunks; None: not asked
+    conflicts: tuple[tuple[int, str], ...] = ()  # further chunk in the prompt, the other value it states
+    borrowed_from: tuple[int, ...] = ()  # chunks where the value stands with another subject only
+    dropped: tuple[int, ...] = ()  # chunks outside the prompt that say it, or state what it should be
+    is_sure: bool = True  # said or denied of the same subject and attribute, not merely of fitting words
+    copied_from: tuple[PromptLine, ...] = ()  # lines of the prompt outside the chunks that say it
+    told_by: tuple[PromptLine, ...] = ()  # lines that ask for an answer from memory
+    is_used: bool | None = None  # the row of the verdict table; None: not measured, or too close to tau
+    used: tuple[int, ...] = ()  # chunks the model relied on, largest share first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """The decision about one span, in words an on-call engineer can act on."""
 
@@ -378,6 +407,9 @@ class Explanation:
     corpus_looks: tuple[CorpusLook, ...] = ()  # by span; empty where the corpus was not asked
     notes: tuple[str, ...] = ()  # what could not be computed and why, one sentence each
     cost: Cost = field(default_factory=Cost)
+    premises: tuple[Premises, ...] = ()  # one per verdict; empty: made by a version that kept none
+    program: str = ""  # version of ragblame that decided; empty: not kept
+    thresholds_digest: str = ""  # of the thresholds' values then, so that a later edit is noticed
 
     def _repr_html_(self) -> str:
         """How a notebook shows it: self-contained HTML, every text escaped."""
