@@ -1,0 +1,69 @@
+"""The support model as it is used: loaded once, then every answer in one go.
+
+It says how likely people would call each token unsupported. Another token classifier takes its place by name
+(``token_classifier.py``); which of the two read an answer stands in every verdict.
+"""
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ragblame.attribution.support_model.windows import Cutter
+from ragblame.attribution.verdicts.learned import SupportReading
+from ragblame.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from ragblame.attribution.support_model.network import Reader
+
+
+class SupportModel:
+    """The shipped reader, safe to share between threads; they take turns."""
+
+    def __init__(self, reader: "Reader", cutter: Cutter, name: str) -> None:
+        """``name``: name@revision. Use ``load``."""
+        self.name = name
+        self._reader = reader
+        self._cutter = cutter
+        self._lock = threading.Lock()  # a fast tokenizer refuses to be used by two threads at once
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> "SupportModel":
+        """From what was learned in ``folder``, None for what ships.
+
+        Raises ``ModelError`` when weights are missing or were learned by another version, and
+        ``MissingExtraError`` without torch or transformers.
+        """
+        try:
+            from ragblame.attribution.support_model import weights
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"the support model needs {error.name}: pip install 'ragblame[attribution]'"
+            ) from error
+        place = folder or weights.SHIPPED
+        parts = weights.fresh()
+        card = weights.load_learned(parts.reader, place)
+        parts.reader.merge()
+        parts.reader.eval()
+        digest = hashlib.sha256((place / weights.LEARNED).read_bytes()).hexdigest()
+        return cls(parts.reader, Cutter(parts.tokenizer), f"{card['name']}@{digest[:12]}")
+
+    def read(self, question: str, answer: str, chunks: Sequence[str]) -> SupportReading:
+        """How likely each token of the answer, and anything in it, is unsupported."""
+        import torch
+
+        from ragblame.attribution.support_model.network import Batch
+
+        with self._lock:
+            reading = self._cutter.cut(question, answer, chunks)
+        with torch.inference_mode():
+            token, whole = self._reader(Batch([reading]))
+        return SupportReading(
+            model=self.name,
+            starts=tuple(reading.starts.tolist()),
+            ends=tuple(reading.ends.tolist()),
+            probabilities=tuple(token[0, : reading.tokens].sigmoid().tolist()),
+            answer_probability=float(whole[0].sigmoid()),
+            left_out=reading.left_out,
+        )

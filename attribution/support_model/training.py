@@ -1,0 +1,218 @@
+"""Trains the reader on labelled answers; the committed recipe of the shipped weights.
+
+Run: python -m ragblame.attribution.support_model.training FILE.jsonl.gz … --out FOLDER
+Tokens and answers are learned together (binary cross-entropy of both); weights are averaged over the steps.
+Sources that are held out are not read, those for tuning are only measured.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ragblame.attribution.evaluation.labelled import LabelledAnswer, read_labelled
+from ragblame.attribution.support_model.examples import SPLIT, Example, Part, example, examples, part_of
+from ragblame.attribution.support_model.network import Batch, Reader
+from ragblame.attribution.support_model.weights import Parts, fresh, save
+from ragblame.attribution.support_model.windows import Cutter, Reading
+
+EPOCHS: Final = 6
+BATCH: Final = 12  # answers
+RATE: Final = 6e-4  # of the adapters
+HEAD_RATE: Final = 1.5e-3
+WARM: Final = 0.06  # part of the steps
+AVERAGED: Final = 0.995  # decay of the running average of the weights
+ANSWER_WEIGHT: Final = 0.5
+TRAINING_WINDOWS: Final = 4  # of one part of an answer: long evidence is cut short while learning
+
+
+def train(files: Sequence[Path], out: Path, *, epochs: int, seed: int, limit: int | None = None) -> None:
+    """Train and write the averaged weights after every epoch."""
+    torch.manual_seed(seed)
+    rows = [row for path in files for row in read_labelled(path, lambda line, message: None)]
+    learning = [row for row in rows if part_of(row) is Part.TRAINING][:limit]
+    tuning = [row for row in rows if part_of(row) is Part.TUNING][:limit]
+    parts = fresh()
+    cutter = Cutter(parts.tokenizer, max_windows=TRAINING_WINDOWS)
+    reader = parts.reader
+    cache: dict[Example, Reading] = {}
+    _standardise(reader, [_cut(cutter, example(row), cache) for row in learning])
+    groups = [
+        {"params": [p for n, p in reader.named_parameters() if p.requires_grad and n.startswith("encoder.")]},
+        {
+            "params": [
+                p for n, p in reader.named_parameters() if p.requires_grad and not n.startswith("encoder.")
+            ],
+            "lr": HEAD_RATE,
+        },
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=RATE, weight_decay=0.02, betas=(0.9, 0.98))
+    per_epoch = -(-len(examples(learning, random.Random(seed))) // BATCH)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate(int(per_epoch * epochs)))
+    average = {name: value.detach().clone() for name, value in reader.learned()}
+    step, started = 0, time.perf_counter()
+    for epoch in range(epochs):
+        draw = random.Random(f"{seed}/{epoch}")
+        cut = [(item, _cut(cutter, item, cache)) for item in examples(learning, draw)]
+        reader.train()
+        reader.encoder.eval()  # its dropout was for another purpose; the head has its own
+        losses = []
+        for some in _batches(cut, draw):
+            loss = _loss(reader, some)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            step += 1
+            decay = min(AVERAGED, (1 + step) / (10 + step))
+            for name, value in reader.learned():
+                average[name].mul_(decay).add_(value.detach(), alpha=1 - decay)
+            losses.append(float(loss.detach()))
+            if step % 20 == 0:
+                done = time.perf_counter() - started
+                print(f"epoch {epoch} step {step} loss {np.mean(losses[-20:]):.4f} {done:.0f} s", flush=True)
+        current = {name: value.detach().clone() for name, value in reader.learned()}
+        reader.load_state_dict(average, strict=False)
+        measured = _measure(parts, cutter, tuning)
+        print(json.dumps({"epoch": epoch, **measured}), flush=True)
+        save(reader, out / f"epoch-{epoch}", _card(files, seed, epoch, epochs, measured))
+        reader.load_state_dict(current, strict=False)
+
+
+def _cut(cutter: Cutter, item: Example, cache: dict[Example, Reading]) -> Reading:
+    if item not in cache:
+        cache[item] = cutter.cut(item.question, item.answer, item.chunks)
+    return cache[item]
+
+
+def _standardise(reader: Reader, readings: Sequence[Reading]) -> None:
+    """Let the counts have mean 0 and variance 1 over the learned answers."""
+    table = torch.tensor(np.stack([reading.counts for reading in readings]))
+    reader.count_mean.copy_(table.mean(0))
+    reader.count_scale.copy_(table.std(0).clamp(min=0.05))
+
+
+def _rate(steps: int) -> Any:
+    warm = max(1, int(WARM * steps))
+    return lambda step: min(1.0, (step + 1) / warm) * max(0.02, 1 - step / steps)
+
+
+def _batches(
+    cut: list[tuple[Example, Reading]], draw: random.Random
+) -> Iterator[list[tuple[Example, Reading]]]:
+    """Random batches of similar length, in random order."""
+    draw.shuffle(cut)
+    pool: list[list[tuple[Example, Reading]]] = []
+    for start in range(0, len(cut), BATCH * 8):
+        some = sorted(cut[start : start + BATCH * 8], key=lambda pair: len(pair[1].windows[0].ids))
+        pool.extend(some[at : at + BATCH] for at in range(0, len(some), BATCH))
+    draw.shuffle(pool)
+    yield from pool
+
+
+def labels_of(item: Example, reading: Reading) -> NDArray[np.float32]:
+    """1 for every token of the answer that a label touches, [token]."""
+    wrong = np.zeros(reading.tokens, np.float32)
+    for start, end in item.wrong:
+        wrong[(reading.starts < end) & (reading.ends > start)] = 1
+    return wrong
+
+
+def _loss(reader: Reader, some: Sequence[tuple[Example, Reading]]) -> Tensor:
+    batch = Batch([reading for _, reading in some])
+    token, answer = reader(batch)
+    wanted, weight = torch.zeros_like(token), torch.zeros_like(token)
+    for row, (item, reading) in enumerate(some):
+        wanted[row, : reading.tokens] = torch.from_numpy(labels_of(item, reading))
+        # Between a mean over tokens and one over answers: a long answer tells more, but not in proportion.
+        weight[row, : reading.tokens] = item.weight / max(1, reading.tokens) ** 0.5
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    of_tokens = loss(token, wanted, weight=weight, reduction="sum") / weight.sum()
+    is_wrong = torch.tensor([float(bool(item.wrong)) for item, _ in some])
+    weights = torch.tensor([item.weight for item, _ in some])
+    of_answers = loss(answer, is_wrong, weight=weights, reduction="sum") / weights.sum()
+    return of_tokens + ANSWER_WEIGHT * of_answers
+
+
+def _measure(parts: Parts, cutter: Cutter, rows: Sequence[LabelledAnswer]) -> dict[str, dict[str, float]]:
+    """How well each dataset's tuning part is ranked: answers and tokens."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    parts.reader.eval()
+    found: dict[str, dict[str, float]] = {}
+    for dataset in sorted({row.dataset for row in rows}):
+        mine = sorted((r for r in rows if r.dataset == dataset), key=lambda r: len(r.answer))
+        answers, truths, tokens, wrong = [], [], [], []
+        for start in range(0, len(mine), BATCH):
+            items = [example(row) for row in mine[start : start + BATCH]]
+            readings = [cutter.cut(item.question, item.answer, item.chunks) for item in items]
+            with torch.inference_mode():
+                token, answer = parts.reader(Batch(readings))
+            for row, (item, reading) in enumerate(zip(items, readings, strict=True)):
+                answers.append(float(answer[row]))
+                truths.append(bool(item.wrong))
+                tokens.append(token[row, : reading.tokens].numpy())
+                wrong.append(labels_of(item, reading))
+        every, truth = np.concatenate(tokens), np.concatenate(wrong)
+        figures = {"answers": float(len(mine)), "mean": float(np.mean(1 / (1 + np.exp(-np.array(answers)))))}
+        if 0 < sum(truths) < len(truths):
+            worst = [float(row.max()) if len(row) else -9.0 for row in tokens]
+            figures |= {
+                "auroc": float(roc_auc_score(truths, answers)),
+                "ap": float(average_precision_score(truths, answers)),
+                "auroc of the worst token": float(roc_auc_score(truths, worst)),
+                "token auroc": float(roc_auc_score(truth, every)),
+                "token ap": float(average_precision_score(truth, every)),
+                "token f1": _best_f1(truth, every),
+            }
+        found[dataset] = {name: round(value, 4) for name, value in figures.items()}
+    return found
+
+
+def _best_f1(truth: NDArray[np.float32], scores: NDArray[np.float32]) -> float:
+    order = np.argsort(-scores)
+    hits = np.cumsum(truth[order])
+    return float(np.max(2 * hits / (np.arange(1, len(hits) + 1) + truth.sum())))
+
+
+def _card(
+    files: Sequence[Path], seed: int, epoch: int, epochs: int, measured: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "name": "ragblame-support",
+        "encoder": "all-MiniLM-L6-v2",
+        "split": SPLIT,
+        "seed": seed,
+        "epochs": [epoch + 1, epochs],
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "tuning": measured,
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int, default=None, help="answers, to see that it runs")
+    parser.add_argument("--threads", type=int, default=None)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    train(args.files, args.out, epochs=args.epochs, seed=args.seed, limit=args.limit)
+
+
+if __name__ == "__main__":
+    main()
