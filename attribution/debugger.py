@@ -1,8 +1,8 @@
 """The only file that knows the order of steps: from a trace to an explanation.
 
 align, spans, support, layout, fitness, v(S) with its shares, the counterfactual where memory agrees,
-saliency, rollout, verdict and cause. What a step cannot do is a note, never a silent replacement: without a
-usable scorer the verdicts rest on the text alone and say so.
+saliency, rollout, verdict and cause, and for flagged spans a look into the corpus. What a step cannot do is a
+note, never a silent replacement: without a usable scorer the verdicts rest on the text alone and say so.
 """
 
 import time
@@ -10,22 +10,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ragblame import __version__
 from ragblame.attribution.alignment import align_chunks
 from ragblame.attribution.alignment_notes import alignment_notes
 from ragblame.attribution.inputs import ChunkInput, PromptInput, trace_of
 from ragblame.attribution.repetitions import repetitions
 from ragblame.attribution.spans import segment
 from ragblame.attribution.verdicts.causes import judge
+from ragblame.attribution.verdicts.corpus_causes import asks_corpus, asks_freshness, look_into
 from ragblame.attribution.verdicts.normalise import words
+from ragblame.attribution.verdicts.premises import premises_of
+from ragblame.attribution.verdicts.prompt_lines import with_prompt_lines
 from ragblame.attribution.verdicts.reading import settle
 from ragblame.attribution.verdicts.support import Finding, examine
-from ragblame.attribution.verdicts.table import Influence, asks_counterfactual, decide
+from ragblame.attribution.verdicts.table import Decision, Influence, asks_counterfactual, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT, Thresholds
+from ragblame.corpus import CorpusProbe, request_for
 from ragblame.errors import AlignmentError, InputError, MissingExtraError, ModelError, RagblameError
 from ragblame.records import (
     Alignment,
     Attribution,
     CoalitionValues,
+    CorpusLook,
     Cost,
     Explanation,
     Fitness,
@@ -35,6 +41,7 @@ from ragblame.records import (
     SupportState,
     TokenHeat,
     Trace,
+    Verdict,
 )
 
 if TYPE_CHECKING:
@@ -44,6 +51,7 @@ if TYPE_CHECKING:
 
 MAX_HEAT_SPANS = 64  # spans that get token heat and attention shares: each one costs a backward pass
 SPANS_AT_ONCE = 16  # of them, between two looks at should_abort
+MAX_CORPUS_SPANS = 8  # spans of an answer that the corpus is asked about: each may take seconds
 
 
 Progress = Callable[[str, float], None]  # name of the step, part of it done in [0, 1]
@@ -72,10 +80,19 @@ class Debugger:
         sampled_coalitions: int = 256,
         sampled_precision: float = 0.05,
         thresholds: Thresholds = DEFAULT,
+        probe: CorpusProbe | None = None,
+        max_corpus_spans: int = MAX_CORPUS_SPANS,
+        checks_freshness: bool = False,
     ) -> None:
         """``max_exact_chunks``: with more in the prompt, shares are sampled from at most
-        ``sampled_coalitions`` coalitions, or until each standard error is ``sampled_precision`` nats."""
+        ``sampled_coalitions`` coalitions, or until each standard error is ``sampled_precision`` nats.
+        ``probe``: is asked why the evidence of flagged spans was not in the prompt, for the worst
+        ``max_corpus_spans`` of an answer; with ``checks_freshness`` also whether a newer row states another
+        value than a supported span. None: causes do not look into the corpus."""
         self.scorer = scorer
+        self.probe = probe
+        self.max_corpus_spans = max_corpus_spans
+        self.checks_freshness = checks_freshness
         self.max_exact_chunks = max_exact_chunks
         self.sampled_coalitions = sampled_coalitions
         self.sampled_precision = sampled_precision
@@ -95,11 +112,15 @@ class Debugger:
         sampled_precision: float = 0.05,
         device: str | None = None,
         thresholds: Thresholds = DEFAULT,
+        probe: CorpusProbe | None = None,
+        max_corpus_spans: int = MAX_CORPUS_SPANS,
+        checks_freshness: bool = False,
     ) -> "Debugger":
         """Load a scorer from a folder or the local cache, never from the network.
 
         ``model``: None for the shipped small model. ``is_own_model``: it wrote the answers. ``threads``: of
         torch, None for its default. ``cache_bytes``: keys and values that coalitions may share at once.
+        ``probe`` and what follows: as for the class.
         Raises ``ModelError`` when it cannot be loaded, ``MissingExtraError``
         when torch or transformers is not installed.
         """
@@ -124,12 +145,28 @@ class Debugger:
             sampled_coalitions=sampled_coalitions,
             sampled_precision=sampled_precision,
             thresholds=thresholds,
+            probe=probe,
+            max_corpus_spans=max_corpus_spans,
+            checks_freshness=checks_freshness,
         )
 
     @classmethod
-    def text_only(cls, *, thresholds: Thresholds = DEFAULT) -> "Debugger":
-        """Without a model: verdicts rest on the text alone."""
-        return cls(None, thresholds=thresholds)
+    def text_only(
+        cls,
+        *,
+        thresholds: Thresholds = DEFAULT,
+        probe: CorpusProbe | None = None,
+        max_corpus_spans: int = MAX_CORPUS_SPANS,
+        checks_freshness: bool = False,
+    ) -> "Debugger":
+        """Without a model: verdicts rest on the text alone. ``probe`` and what follows: as for the class."""
+        return cls(
+            None,
+            thresholds=thresholds,
+            probe=probe,
+            max_corpus_spans=max_corpus_spans,
+            checks_freshness=checks_freshness,
+        )
 
     def explain(
         self,
@@ -182,6 +219,9 @@ class _Run:
         self.sampled_coalitions = debugger.sampled_coalitions
         self.sampled_precision = debugger.sampled_precision
         self.thresholds = debugger.thresholds
+        self.probe = debugger.probe
+        self.max_corpus_spans = debugger.max_corpus_spans
+        self.checks_freshness = debugger.checks_freshness
         self.trace = trace
         self.should_abort = should_abort
         self.progress = progress
@@ -201,20 +241,27 @@ class _Run:
         )
         measured = self._measure(alignments, spans, findings)
         self._look("verdict", 0.0)
+        read = findings
         findings = tuple(
             settle(finding, measured.influences.get(span.index), self.thresholds)
             for span, finding in zip(spans, findings, strict=True)
         )
-        verdicts = []
+        if has_prompt:
+            findings = with_prompt_lines(trace, spans, findings, alignments)
+        verdicts: list[Verdict] = []
+        decisions: list[Decision] = []
         for span, finding in zip(spans, findings, strict=True):
             influence = measured.influences.get(span.index)
             decision = decide(finding.support, influence, self.thresholds)
+            decisions.append(decision)
             verdicts.append(judge(trace, span, finding, decision, influence, self.thresholds))
         self.progress("verdict", 1.0)
+        looks, corpus_notes = self._look_into_corpus(spans, findings, verdicts)
         notes = [
             *([segmentation.note] if segmentation.note else []),
             *alignment_notes(alignments),
             *measured.notes,
+            *corpus_notes,
         ]
         return Explanation(
             trace=trace,
@@ -227,9 +274,52 @@ class _Run:
             supports=tuple(finding.support for finding in findings),
             verdicts=tuple(verdicts),
             coalitions=measured.coalitions,
+            corpus_looks=tuple(looks),
             notes=tuple(dict.fromkeys(notes)),
             cost=self._cost(before, time.perf_counter() - started),
+            premises=premises_of(trace, spans, read, findings, decisions, measured.influences),
+            program=__version__,
+            thresholds_digest=self.thresholds.digest,
         )
+
+    def _look_into_corpus(
+        self, spans: Sequence[Span], findings: Sequence[Finding], verdicts: list[Verdict]
+    ) -> tuple[list[CorpusLook], list[str]]:
+        """Ask about the worst spans whose evidence is not in the prompt; their ``verdicts`` are replaced."""
+        if self.probe is None or not self.max_corpus_spans:
+            return [], []
+        flagged = [at for at, verdict in enumerate(verdicts) if asks_corpus(verdict, findings[at])]
+        flagged.sort(key=lambda at: (-verdicts[at].severity, at))
+        supported = [
+            at for at, verdict in enumerate(verdicts) if asks_freshness(verdict, findings[at], spans[at])
+        ]
+        wanted = [*flagged, *(supported if self.checks_freshness else [])]
+        chosen = wanted[: self.max_corpus_spans]
+        looks: list[CorpusLook] = []
+        notes = []
+        if len(chosen) < len(wanted):
+            notes.append(
+                f"The corpus was asked about {len(chosen)} of {len(wanted)} spans, the worst first: the "
+                "causes of the others do not look into it."
+            )
+        for done, at in enumerate(chosen):
+            self._look("corpus", done / len(chosen))
+            try:
+                request = request_for(self.trace, spans[at])
+                report = self.probe.probe(request)
+                verdicts[at], look = look_into(
+                    self.trace, spans[at], verdicts[at], findings[at], request, report
+                )
+            except Exception as error:  # the probe's own world: whatever it is, the verdicts stand
+                name = "" if isinstance(error, RagblameError) else f"{type(error).__name__}: "
+                left = len(chosen) - done
+                notes.append(
+                    f"The corpus was not asked about {left} span{'s' if left > 1 else ''}: "
+                    f"{name}{' '.join(str(error).split())[:300]}"
+                )
+                break  # the next would meet the same
+            looks.append(look)
+        return sorted(looks, key=lambda look: look.span), notes
 
     def _ref(self) -> ScorerRef | None:
         return None if self.scorer is None else self.scorer.ref

@@ -4,13 +4,16 @@ They stand on the ground floor because both sides need them: the retriever's pro
 verdicts, which never see SQL, decide from the answer why the right text was not used.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from ragblame.records import MASK, Json, Span, Trace
+
+MAX_K: Final = 1_000  # pgvector's largest hnsw.ef_search, so no retriever can ask for more
 
 
 class ProbeText(StrEnum):
@@ -40,6 +43,7 @@ class ProbeRequest:
 
     question: str
     claim: str  # the sentence around the span
+    table: str | None = None  # "schema.table", as the trace's chunks name it; None: the first configured
     query: str | None = None  # what the retriever was asked, when it differs from the question
     value: str | None = None  # the span's own words, when they are not the whole claim
     retrieved: tuple[str, ...] = ()  # row ids, best first
@@ -132,6 +136,7 @@ class ProbeReport:
     rows: int | None  # of the table, as PostgreSQL estimates; None: never analysed
     chunks: tuple[FoundChunk, ...]  # strongest first
     searches: tuple[ProbeSearch, ...]  # in the order they ran
+    unread: int = 0  # rows that were found, and their texts not read in time
     notes: tuple[str, ...] = ()  # what could not be had and why, one sentence each
     seconds: float  # in PostgreSQL, everything together
     embedding_seconds: float = 0.0  # making the query vectors
@@ -141,6 +146,12 @@ class ProbeReport:
         """Whether the nearest vectors are those of the whole table; if not, say "approximate" beside them."""
         nearest = [search for search in self.searches if search.way is ProbeWay.NEAREST]
         return bool(nearest) and all(search.is_exact and search.is_complete for search in nearest)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that vectors and words find was found and read; if not, "nothing" tells nothing."""
+        deep = [search for search in self.searches if search.way not in (ProbeWay.RETRIEVER, ProbeWay.HYBRID)]
+        return bool(deep) and not self.unread and all(search.is_complete for search in deep)
 
     def chunk(self, id: str) -> FoundChunk | None:
         """The chunk with this row id, or None."""
@@ -155,26 +166,75 @@ class CorpusProbe(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieval:
+    """How the retriever searched, as far as capture could learn it: ``metadata.ragblame.retrieval``."""
+
+    k: int | None = None  # [1, 1000]
+    filter: Mapping[str, Json] | None = None
+    search_type: str | None = None  # "similarity", "mmr", "similarity_score_threshold", "hybrid"
+    is_filter_masked: bool = False  # there was one, and redaction took a part of it: it cannot be asked with
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the nearest rows are what it returns; None counts as such."""
+        return self.search_type in (None, "similarity")
+
+
+def retrieval_of(trace: Trace) -> Retrieval:
+    """What capture noted; nothing where it could not."""
+    notes = trace.metadata.get("ragblame")
+    noted = notes.get("retrieval") if isinstance(notes, Mapping) else None
+    if not isinstance(noted, Mapping):
+        return Retrieval()
+    k, filter, search_type = noted.get("k"), noted.get("filter"), noted.get("search_type")
+    is_masked = isinstance(filter, Mapping) and _holds_mask(filter)
+    return Retrieval(
+        k=k if isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= MAX_K else None,
+        filter=filter if isinstance(filter, Mapping) and filter and not is_masked else None,
+        search_type=search_type if isinstance(search_type, str) else None,
+        is_filter_masked=is_masked,
+    )
+
+
 def request_for(
     trace: Trace, span: Span, *, k: int | None = None, filter: Mapping[str, Json] | None = None
 ) -> ProbeRequest:
-    """The request about one span of a recorded answer; LangChain tells neither ``k`` nor the filter.
+    """The request about one span of a recorded answer; ``k`` and ``filter`` None: as capture noted them.
 
     Characters that redaction took out of a text are left out of what is searched.
     """
     value = _plain(trace.answer[span.start : span.end])
     claim = _plain(trace.answer[span.sentence_start : span.sentence_end]) or value
+    tables = Counter(chunk.source_table for chunk in trace.chunks if chunk.source_table)
+    table = tables.most_common(1)[0][0] if tables else None
+    noted = retrieval_of(trace)
     return ProbeRequest(
         question=_plain(trace.question),
         query=None if trace.query is None else _plain(trace.query),
         claim=claim,
         value=value if value and value != claim else None,
-        retrieved=tuple(dict.fromkeys(chunk.source_id for chunk in trace.chunks if chunk.source_id)),
-        k=k,
-        filter=filter,
+        table=table,
+        retrieved=tuple(
+            dict.fromkeys(
+                chunk.source_id
+                for chunk in trace.chunks
+                if chunk.source_id and chunk.source_table in (None, table)
+            )
+        ),
+        k=noted.k if k is None else k,
+        filter=noted.filter if filter is None else filter,
         answered_at=trace.started_at,
     )
 
 
 def _plain(text: str) -> str:
     return text.replace(MASK, " ").strip()
+
+
+def _holds_mask(value: Json | Mapping[str, Json]) -> bool:
+    if isinstance(value, str):
+        return MASK in value
+    if isinstance(value, Mapping):
+        return any(MASK in key or _holds_mask(entry) for key, entry in value.items())
+    return isinstance(value, list) and any(_holds_mask(entry) for entry in value)

@@ -15,10 +15,11 @@ from langchain_core.retrievers import BaseRetriever
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from pydantic import Field, PrivateAttr
 
+from ragblame.corpus import MAX_K
 from ragblame.errors import InputError
 from ragblame.retriever.chunks import SOURCE_TABLE
 from ragblame.retriever.embedding_models import EmbeddingModel, find_model, name_of
-from ragblame.retriever.search import MAX_K, Hit, search, search_async
+from ragblame.retriever.search import Hit, search, search_async
 
 SCORE_NAME = "rrf"  # what metadata["score"] is: reciprocal-rank fusion
 

@@ -18,13 +18,12 @@ from psycopg import sql
 from psycopg_pool import ConnectionPool
 
 from ragblame import database
-from ragblame.corpus import ProbeReport, ProbeRequest, ProbeText
+from ragblame.corpus import MAX_K, ProbeReport, ProbeRequest, ProbeText
 from ragblame.database_errors import explain
 from ragblame.errors import InputError, ModelError, RagblameError
 from ragblame.retriever.embedding_models import name_of
 from ragblame.retriever.probe_asking import MAX_EXACT_ROWS, Asking
 from ragblame.retriever.probe_clock import read_only, search_path
-from ragblame.retriever.search import MAX_K
 from ragblame.retriever.sources import CorpusSource, check_source, our_corpus, source_from
 from ragblame.settings import Settings
 

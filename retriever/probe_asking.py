@@ -11,7 +11,7 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-from ragblame.corpus import FoundChunk, Neighbour, ProbeReport, ProbeRequest, ProbeText, ProbeWay
+from ragblame.corpus import MAX_K, FoundChunk, Neighbour, ProbeReport, ProbeRequest, ProbeText, ProbeWay
 from ragblame.retriever.filters import Condition
 from ragblame.retriever.probe_clock import Clock, late
 from ragblame.retriever.probe_ranks import rank_rows
@@ -19,7 +19,7 @@ from ragblame.retriever.probe_rows import Row, RowProbe
 from ragblame.retriever.probe_sightings import Sightings
 from ragblame.retriever.probe_vectors import DEPTH, Listing, Ranked, VectorProbe, vector_text
 from ragblame.retriever.probe_words import WordProbe
-from ragblame.retriever.search import MAX_K, hybrid_query
+from ragblame.retriever.search import hybrid_query
 from ragblame.retriever.sources import CheckedSource
 
 MAX_CHUNKS: Final = 120  # of one report
@@ -43,6 +43,7 @@ class Asking:
     seen: Sightings = field(default_factory=Sightings)
     notes: list[str] = field(default_factory=list)
     retrieved: tuple[str, ...] = ()  # of the request, as PostgreSQL writes them
+    unread: int = 0  # rows found whose text was not read in time
 
     def run(self, vectors: Mapping[ProbeText, Sequence[float]], embedding_seconds: float) -> ProbeReport:
         total = self.clock.left
@@ -76,6 +77,7 @@ class Asking:
             rows=self.checked.rows,
             chunks=tuple(self._found(row, neighbours.get(row.id, (None, None))) for row in read),
             searches=tuple(self.seen.searches),
+            unread=self.unread,
             notes=tuple(self.notes),
             seconds=self.clock.spent,
             embedding_seconds=embedding_seconds,
@@ -262,6 +264,7 @@ class Asking:
         if rows is None:
             self.notes.append(f"Only the {FEW} strongest rows were read in time: raise probe_seconds.")
             rows = probe.read(ids[:FEW], seconds=self.clock.left)
+            self.unread = len(ids) - (0 if rows is None else len(rows))
         if rows is None:
             self.notes[-1] = "The time was over before the rows could be read: raise probe_seconds."
             return [], {}

@@ -28,13 +28,13 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 from psycopg.types.json import Jsonb
 
+from ragblame.corpus import MAX_K
 from ragblame.errors import InputError
 from ragblame.json_values import clean_json, clean_text
 from ragblame.records import Json
 from ragblame.retriever.embedding_models import EmbeddingModel, storage_error, vector_text
 
 RRF_K: Final = 60
-MAX_K: Final = 1_000  # pgvector's largest hnsw.ef_search
 MAX_QUESTION: Final = 4_000  # code points of a question whose words are searched
 MAX_WORDS: Final = 32  # of these the rarest words that select chunks
 COMMON: Final = 5_000  # chunks; a word in so many tells little, and ranking more takes long

@@ -1,7 +1,8 @@
 """Why a span went wrong, by tests that need no look into the corpus: the first that applies is the cause.
 
 The order walks back from the answer: was everything captured, was the evidence cut away, do the chunks
-disagree, was a chunk misread, did memory win, was there any evidence at all.
+disagree, is the prompt itself at fault, was a chunk misread, did memory win, was there any evidence at all.
+What only the corpus can tell is decided in corpus_causes.py.
 """
 
 from collections.abc import Iterator
@@ -25,12 +26,22 @@ HARM = {
 }
 FIX = {
     Cause.CAPTURE_INCOMPLETE: "Complete the capture: attach the retriever, raise RAGBLAME_CAPTURE_MAX_FIELD.",
+    Cause.STALE_SOURCE: "Correct or remove the outdated document, and ingest the corpus again.",
     Cause.DROPPED_AFTER_RETRIEVAL: "Raise the context budget, or correct the reranker or prompt template.",
     Cause.CONFLICTING_CHUNKS: "Remove or date the outdated chunk, or have the model point out disagreement.",
     Cause.DISTORTION: "Ask for values word for word, or change the model or the format of the chunk.",
     Cause.BORROWED: "Name the subject in every chunk, and let the model say when the asked one is missing.",
     Cause.MEMORY_OVERRIDE: "Tell the model to prefer the documents, or move the chunk near the question.",
+    Cause.PROMPT: "Correct the quoted lines of the prompt: its instructions, examples or history.",
     Cause.WRONG_SOURCE: "Check citations: the answer is right, but the cited or used chunk does not say it.",
+    Cause.QUERY_REWRITING: "Correct the step that rewrites the question, or search with the question too.",
+    Cause.RANKED_TOO_LOW: "Raise k, rerank, or search words beside vectors.",
+    Cause.INDEX_MISS: "Raise ef_search or probes, switch iterative scan on, or rebuild the index.",
+    Cause.FILTERED_OUT: "Check the filter and the row's metadata; it may be hidden on purpose.",
+    Cause.SEMANTIC_GAP: "Search words beside vectors, or use an embedding model that knows these terms.",
+    Cause.NOT_THERE_YET: "Nothing, if the answer may be as old; else shorten the way from source to corpus.",
+    Cause.CUT_APART: "Cut the documents into larger or overlapping chunks, and ingest them again.",
+    Cause.NO_EVIDENCE_IN_CORPUS: "Add the fact to the corpus, and let the model say when it is missing.",
     Cause.NO_EVIDENCE_IN_PROMPT: "Look for the fact in the corpus: add it, retrieve more, allow abstaining.",
     Cause.UNDETERMINED: "Read the evidence yourself, or use the model that wrote the answer as the scorer.",
 }
@@ -84,6 +95,7 @@ def judge(
         explanation=_explain(case, cause),
         fix=FIX[cause] if cause is not None else None,
         evidence=_evidence(case, cause),
+        prompt_evidence=tuple(dict.fromkeys((*finding.copied_from, *finding.told_by))),
         other_causes=tuple(found[1:]),
         reliance_measurable=decision.is_measurable,
         thresholds_version=thresholds.version,
@@ -105,6 +117,8 @@ def _causes(case: _Case) -> Iterator[Cause]:
         yield Cause.DROPPED_AFTER_RETRIEVAL
     if finding.conflicts:
         yield Cause.CONFLICTING_CHUNKS
+    if case.is_unsupported and _is_told(case):
+        yield Cause.PROMPT
     if case.is_unsupported and case.may_be_used:
         if finding.borrowed_from:
             used = case.decision.used
@@ -116,12 +130,27 @@ def _causes(case: _Case) -> Iterator[Cause]:
         yield Cause.BORROWED
     if state is SupportState.CONTRADICTED and case.decision.is_used is False:
         yield Cause.MEMORY_OVERRIDE
+    if case.is_unsupported and (finding.copied_from or finding.told_by):
+        yield Cause.PROMPT
     if case.decision.is_wrong_source:
         yield Cause.WRONG_SOURCE
     if state is SupportState.ABSENT and not case.decision.is_used:
         yield Cause.NO_EVIDENCE_IN_PROMPT
         if finding.borrowed_from and case.decision.is_used is False:
             yield Cause.BORROWED
+
+
+def _is_told(case: _Case) -> bool:
+    """Whether the prompt's own lines explain the span better than its chunks do.
+
+    Copied words explain it wherever no chunk was read for it. That memory was asked for explains only that
+    memory was used: a value read from a chunk was not.
+    """
+    is_read = case.decision.is_used is True
+    if case.finding.copied_from:
+        return case.state is SupportState.ABSENT or not is_read
+    is_borrowed = case.finding.borrowed_from and case.decision.is_used is None
+    return bool(case.finding.told_by) and not is_read and not is_borrowed
 
 
 def _is_pulled(case: _Case) -> bool:
@@ -171,7 +200,7 @@ def _explain(case: _Case, cause: Cause | None) -> str:
 
 def _sentence(case: _Case, cause: Cause | None) -> str:
     support = case.finding.support
-    said = _quoted(case.trace.answer[case.span.start : case.span.end])
+    said = quoted(case.trace.answer[case.span.start : case.span.end])
     where = "" if support.position is None else f"chunk {support.position + 1}"
     match cause:
         case None:
@@ -187,17 +216,19 @@ def _sentence(case: _Case, cause: Cause | None) -> str:
             return f"The evidence for {said} was retrieved ({dropped}) but did not reach the prompt."
         case Cause.CONFLICTING_CHUNKS:
             position, other = case.finding.conflicts[0]
-            return f"The chunks disagree: {where} says {said}, chunk {position + 1} says {_quoted(other)}."
+            return f"The chunks disagree: {where} says {said}, chunk {position + 1} says {quoted(other)}."
         case Cause.BORROWED:
             source = _chunks(case.finding.borrowed_from)
-            stated = f", of which {where} says {_quoted(support.stated)}" if support.stated else ""
+            stated = f", of which {where} says {quoted(support.stated)}" if support.stated else ""
             return f"The answer's {said} stands in {source} with another subject than the asked one{stated}."
         case Cause.DISTORTION if support.stated is not None:
-            return f"The answer says {said}, but {where} says {_quoted(support.stated)}."
+            return f"The answer says {said}, but {where} says {quoted(support.stated)}."
         case Cause.DISTORTION:
             return f"The model relied on {_chunks(case.decision.used)} for {said}, but no chunk says it."
+        case Cause.PROMPT:
+            return _prompted(case, said, where)
         case Cause.MEMORY_OVERRIDE:
-            stated = _quoted(support.stated or "")
+            stated = quoted(support.stated or "")
             return (
                 f"The model says {said} without relying on the documents{_sure(case)}; {where} says {stated}."
             )
@@ -208,6 +239,22 @@ def _sentence(case: _Case, cause: Cause | None) -> str:
             foreign = case.finding.borrowed_from
             aside = f"; {_chunks(foreign)} has it for another subject" if foreign else ""
             return f"No chunk in the prompt says {said}{aside}{_unread(case)}."
+        case _:
+            raise AssertionError(f"{cause} needs a look into the corpus")
+
+
+def _prompted(case: _Case, said: str, where: str) -> str:
+    """The guilty line, quoted, and what the chunks say instead."""
+    finding = case.finding
+    line = (finding.copied_from or finding.told_by)[0]
+    message = case.trace.prompt[line.message]
+    guilty = quoted(message.text[line.start : line.end])
+    stated = finding.support.stated
+    against = f"; {where} says {quoted(stated)}" if stated else "; no chunk in the prompt says it"
+    place = f"the prompt's message {line.message + 1} ({message.role})"
+    if finding.copied_from:
+        return f"{said} stands outside the chunks, in {place}: {guilty}{against}."
+    return f"The model says {said} from memory, as {place} asks it to: {guilty}{against}."
 
 
 def _right(case: _Case, said: str, where: str) -> str:
@@ -262,6 +309,7 @@ def _chunks(positions: tuple[int, ...]) -> str:
     return f"chunks {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A text as the sentences of the screen quote it: one line, cut."""
     flat = " ".join(text.split())
     return f"“{flat if len(flat) <= QUOTED else flat[: QUOTED - 1] + '…'}”"

@@ -114,7 +114,7 @@ def find_claims(question: str, answer: str, spans: Sequence[Span], evidence: Evi
             is_asked=any(whose & entity.stems for entity in asked),
             is_named=any(subject is entity for entity in entities),
             quantities=tuple(find_quantities(text)),
-            counted=noun_behind(items[first:]),
+            counted=noun_behind(items[_number_at(items, first, last) :]),
             tolerance=ROUNDED if _ROUNDING.search(sentence[max(0, low - 20) : low]) else EXACT,
             is_value=_is_value(items, first, last, own & asked_stems),
             stands_alone=per_sentence[sentence_at] == 1,
@@ -131,6 +131,11 @@ def noun_behind(items: Sequence[Word]) -> str | None:
         if not word.surface[0].isdigit():
             return word.stem if word.is_content else None
     return None
+
+
+def _number_at(items: Sequence[Word], first: int, last: int) -> int:
+    """Index of the span's first number: in "port 9999" the noun stands before it and counts nothing."""
+    return next((at for at in range(first, last) if items[at].surface[0].isdigit()), first)
 
 
 def _content(items: Sequence[Word]) -> frozenset[str]:

@@ -6,7 +6,7 @@ has no value is measured by how much of it one sentence says. Every result names
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -14,7 +14,7 @@ from ragblame.attribution.verdicts.claims import EXACT, NEIGHBOURS, Claim, find_
 from ragblame.attribution.verdicts.evidence import Evidence, Sentence
 from ragblame.attribution.verdicts.normalise import content_stems, fold, is_negated
 from ragblame.attribution.verdicts.stated import holds, keys, other_value
-from ragblame.records import Alignment, Chunk, Span, SpanKind, Support, SupportState
+from ragblame.records import Alignment, Chunk, PromptLine, Span, SpanKind, Support, SupportState
 
 ENOUGH = 0.55  # weighted share of a clause that one sentence must say
 TOO_LITTLE = 0.20  # below it nobody says it; between the two nobody can tell
@@ -52,6 +52,10 @@ class Finding:
     conflicts: tuple[tuple[int, str], ...] = ()  # further chunk in the prompt, the other value it states
     borrowed_from: tuple[int, ...] = ()  # chunks where the value stands with another subject only
     dropped: tuple[int, ...] = ()  # chunks outside the prompt that say it, or state what it should be
+    # entailed, contradicted: of the same subject and attribute, not merely of words that would fit
+    is_sure: bool = True
+    copied_from: tuple[PromptLine, ...] = ()  # lines of the prompt outside the chunks that say it
+    told_by: tuple[PromptLine, ...] = ()  # lines that ask for an answer from memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +114,41 @@ def examine(
     return tuple(findings)
 
 
+def examine_apart(
+    question: str, answer: str, span: Span, chunks: Sequence[Chunk], beside: Sequence[Chunk] = ()
+) -> tuple[Finding, ...]:
+    """What each chunk alone says about a span, by position: would it be the evidence, were it retrieved?
+
+    ``beside``: further chunks that only tell which words are common and which are names.
+    """
+    known = [*chunks, *(replace(chunk, position=len(chunks) + at) for at, chunk in enumerate(beside))]
+    evidence = Evidence(known, None, about=(question, answer))
+    claim = next(find_claims(question, answer, [span], evidence))
+    own = defaultdict(list)
+    for sentence in evidence.sentences:
+        own[sentence.position].append(sentence)
+    return tuple(
+        _Checker(question, evidence, in_prompt=True, only=own[chunk.position]).check(claim)
+        for chunk in chunks
+    )
+
+
 class _Checker:
     """Applies the rules to one answer, with the sentences that stood in the prompt or with the others."""
 
-    def __init__(self, question: str, evidence: Evidence, *, in_prompt: bool) -> None:
+    def __init__(
+        self, question: str, evidence: Evidence, *, in_prompt: bool, only: Sequence[Sentence] | None = None
+    ) -> None:
+        """``only``: the sentences of one chunk, and no other is looked at."""
         self.evidence = evidence
         self.in_prompt = in_prompt
+        self.only = None if only is None else {sentence.index for sentence in only}
         self.echo = content_stems(question)
         self._by_value: dict[tuple[object, ...], list[Sentence]] = defaultdict(list)
         self._folded: dict[int, str] = {}
-        for sentence in self._mine(evidence.sentences):
+        for sentence in evidence.sentences if only is None else only:
+            if sentence.is_in_prompt is not in_prompt:
+                continue
             for key in {key for quantity in sentence.quantities for key in keys(quantity)}:
                 self._by_value[key].append(sentence)
 
@@ -146,7 +175,17 @@ class _Checker:
         return self._check_clause(claim)
 
     def _mine(self, sentences: Sequence[Sentence]) -> list[Sentence]:
-        return [sentence for sentence in sentences if sentence.is_in_prompt is self.in_prompt]
+        return [
+            sentence
+            for sentence in sentences
+            if sentence.is_in_prompt is self.in_prompt and (self.only is None or sentence.index in self.only)
+        ]
+
+    def _nearest(self, stems: Iterable[str]) -> list[Sentence]:
+        """The sentences that share most with these words, best first."""
+        if self.only is None:
+            return self._mine(self.evidence.nearest(stems, CANDIDATES))
+        return self._mine(self.evidence.nearest(stems, len(self.evidence.sentences)))[:CANDIDATES]
 
     def _literal(self, text: str) -> list[_Hit]:
         """Sentences that hold a text word for word, folded."""
@@ -177,7 +216,7 @@ class _Checker:
                 "another value for the subject" if is_named else "the subject has another value of this kind"
             )
             support = _support(claim, SupportState.CONTRADICTED, rule, first.sentence, first.stated)
-            return Finding(support=support, borrowed_from=borrowed)
+            return Finding(support=support, borrowed_from=borrowed, is_sure=is_named)
         if foreign:
             hit = max(foreign, key=lambda hit: (hit.match is Match.RIVAL, hit.score))
             is_sure = bool(claim.quantities) or hit.match is Match.RIVAL
@@ -219,7 +258,7 @@ class _Checker:
         if not claim.quantities:
             shares = [
                 (self.evidence.coverage(claim.stems, sentence.stems), sentence)
-                for sentence in self._mine(self.evidence.nearest(claim.stems, CANDIDATES))
+                for sentence in self._nearest(claim.stems)
                 if self._match(claim, sentence) not in (Match.RIVAL, Match.OTHER)
             ]
             share, sentence = max(shares, key=lambda pair: pair[0], default=(0.0, None))
@@ -274,7 +313,7 @@ class _Checker:
     def _against(self, claim: Claim) -> list[_Against]:
         """Sentences about the subject that state another value of the kind, closest first."""
         found = []
-        for sentence in self._mine(self.evidence.nearest(claim.sought, CANDIDATES)):
+        for sentence in self._nearest(claim.sought):
             match = self._match(claim, sentence)
             related = self.evidence.coverage(claim.around, sentence.reach)
             if match is not Match.SAME and not (match is Match.UNKNOWN and related >= ENOUGH):
@@ -298,7 +337,7 @@ class _Checker:
         wanted = fresh if len(fresh) > 1 else wanted
         if len(wanted) < FEW_WORDS:
             wanted |= claim.around  # "acquired" between two names says something only together with them
-        near = self._mine(self.evidence.nearest(wanted, CANDIDATES))
+        near = self._nearest(wanted)
         scored = [(self.evidence.coverage(wanted, sentence.reach), sentence) for sentence in near]
         scored.sort(key=lambda pair: -pair[0])
         best, sentence = scored[0] if scored else (0.0, None)
@@ -309,7 +348,7 @@ class _Checker:
         together = frozenset[str]().union(*(each.reach for _, each in scored[:TOGETHER]))
         if self.evidence.coverage(wanted, together) >= ENOUGH_TOGETHER:
             rule = "clause put together from sentences"
-            return Finding(support=_support(claim, SupportState.ENTAILED, rule, sentence))
+            return Finding(support=_support(claim, SupportState.ENTAILED, rule, sentence), is_sure=False)
         rule = "clause is there only in part"
         return Finding(support=_support(claim, SupportState.UNCLEAR, rule, sentence))
 
@@ -353,7 +392,15 @@ def _found(claim: Claim, hits: Sequence[_Hit], rule: str) -> Finding:
     best = max(hits, key=lambda hit: (hit.match is Match.SAME, hit.score, -hit.sentence.index))
     others = sorted({hit.sentence.position for hit in hits} - {best.sentence.position})
     support = _support(claim, SupportState.ENTAILED, rule, best.sentence)
-    return Finding(support=replace(support, other_positions=tuple(others)))
+    return Finding(support=replace(support, other_positions=tuple(others)), is_sure=_is_sure(claim, best))
+
+
+def _is_sure(claim: Claim, hit: _Hit) -> bool:
+    """Whether a sentence is about the subject, and for a number met by chance about the attribute too."""
+    if hit.match is Match.SAME and not claim.is_common:
+        return True
+    is_near = hit.match is not Match.UNKNOWN or claim.subject is None
+    return hit.score >= (SAME_ATTRIBUTE if is_near else SAME_WORDS)
 
 
 def _support(
