@@ -10,10 +10,11 @@ from uuid import UUID
 
 from ragblame.attribution.jobs.faults import database_faults
 from ragblame.attribution.jobs.stored import fitness_to_json, pack_log_probs, read_explanation
+from ragblame.attribution.jobs.stored_premises import premises_to_json
 from ragblame.attribution.jobs.triage import lock_items, renew_items
 from ragblame.errors import InputError
 from ragblame.json_values import clean_text
-from ragblame.records import Alignment, Attribution, Explanation, Support, Verdict
+from ragblame.records import Alignment, Attribution, Explanation, Premises, Support, Verdict
 
 if TYPE_CHECKING:
     import psycopg
@@ -76,10 +77,11 @@ def _tables(e: Explanation) -> Iterator[tuple[str, str, list[tuple[Any, ...]]]]:
     """(table, columns, rows) of everything but the queue."""
     trace_id = e.trace.id
     supports = {support.span: support for support in e.supports}
+    premises = {each.span: each for each in e.premises}
     yield (
         "attribution_run",
         "trace_id state scorer revision is_own_model is_fit fitness notes "
-        "scored_coalitions forwards backwards tokens seconds",
+        "scored_coalitions forwards backwards tokens seconds program thresholds_digest",
         [_run_row(e)],
     )
     yield (
@@ -133,8 +135,11 @@ def _tables(e: Explanation) -> Iterator[tuple[str, str, list[tuple[Any, ...]]]]:
         "verdict",
         "trace_id span verdict cause basis support support_rule evidence_position evidence_start "
         "evidence_end stated support_positions evidence confidence severity explanation fix other_causes "
-        "reliance_measurable thresholds_version",
-        [_verdict_row(trace_id, verdict, supports[verdict.span]) for verdict in e.verdicts],
+        "reliance_measurable thresholds_version support_model support_probability premises",
+        [
+            _verdict_row(trace_id, verdict, supports[verdict.span], premises.get(verdict.span))
+            for verdict in e.verdicts
+        ],
     )
 
 
@@ -145,6 +150,7 @@ def _run_row(e: Explanation) -> tuple[Any, ...]:
         scorer and scorer.is_own_model, fitness and fitness.is_fit, fitness_to_json(fitness),
         [clean_text(note) for note in e.notes],
         cost.scored_coalitions, cost.forwards, cost.backwards, cost.tokens, cost.seconds,
+        e.program, e.thresholds_digest,
     )  # fmt: skip
 
 
@@ -163,13 +169,14 @@ def _attribution_row(trace_id: UUID, a: Attribution) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _verdict_row(trace_id: UUID, v: Verdict, s: Support) -> tuple[Any, ...]:
+def _verdict_row(trace_id: UUID, v: Verdict, s: Support, premises: Premises | None) -> tuple[Any, ...]:
     return (
         trace_id, v.span, v.verdict.value, v.cause and v.cause.value, v.basis.value, s.state.value, s.rule,
         s.position, s.evidence_start, s.evidence_end, s.stated and clean_text(s.stated),
         list(s.other_positions), list(v.evidence), v.confidence, v.severity, clean_text(v.explanation),
         v.fix and clean_text(v.fix), [cause.value for cause in v.other_causes], v.reliance_measurable,
-        v.thresholds_version,
+        v.thresholds_version, s.model and clean_text(s.model), s.probability,
+        None if premises is None else premises_to_json(premises),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 import numpy as np
 
 from ragblame.attribution.jobs.faults import database_faults
+from ragblame.attribution.jobs.stored_premises import premises_from_json
 from ragblame.records import (
     Alignment,
     AlignmentState,
@@ -69,7 +70,7 @@ def read_explanation(
                 break
     if not run or (run[0][0] == "failed" and not parts["spans"]):
         return None
-    state, error, scorer, revision, is_own_model, fitness, notes, *cost, _ = run[0]
+    state, error, scorer, revision, is_own_model, fitness, notes, *cost, program, digest, _ = run[0]
     return Explanation(
         trace=trace,
         scorer=None
@@ -78,13 +79,15 @@ def read_explanation(
         fitness=fitness_from_json(fitness),
         notes=(*notes, *([STALE_NOTE + error] if state == "failed" else [])),
         cost=_cost(cost),
+        program=program,
+        thresholds_digest=digest,
         **parts,
     )
 
 
 _RUN_COLUMNS: Final = (
     "state error scorer revision is_own_model fitness notes "
-    "scored_coalitions forwards backwards tokens seconds xmin::text"
+    "scored_coalitions forwards backwards tokens seconds program thresholds_digest xmin::text"
 )
 _ALIGNMENT_COLUMNS: Final = (
     "position state message start_at end_at found_start found_end absent_starts absent_ends is_ambiguous"
@@ -94,7 +97,8 @@ _VERDICT_COLUMNS: Final = (
     "thresholds_version"
 )
 _SUPPORT_COLUMNS: Final = (
-    "span support support_rule evidence_position evidence_start evidence_end stated support_positions"
+    "span support support_rule evidence_position evidence_start evidence_end stated support_positions "
+    "support_model support_probability"
 )
 
 
@@ -189,6 +193,11 @@ def _read_parts(rows: Rows, with_heats: bool) -> dict[str, Any]:
         "heats": _heats(rows) if with_heats else (),
         "supports": tuple(_support(row) for row in rows("verdict", _SUPPORT_COLUMNS, "span")),
         "verdicts": tuple(_verdict(row) for row in rows("verdict", _VERDICT_COLUMNS, "span")),
+        "premises": tuple(
+            premises_from_json(span, record)
+            for span, record in rows("verdict", "span premises", "span")
+            if record is not None
+        ),
         "coalitions": _coalitions(rows),
     }
 
@@ -258,7 +267,7 @@ def _coalitions(rows: Rows) -> CoalitionValues | None:
 
 
 def _support(row: Row) -> Support:
-    span, state, rule, position, start, end, stated, others = row
+    span, state, rule, position, start, end, stated, others, model, probability = row
     return Support(
         span=span,
         state=SupportState(state),
@@ -268,6 +277,8 @@ def _support(row: Row) -> Support:
         evidence_end=end,
         stated=stated,
         other_positions=tuple(others),
+        model=model,
+        probability=probability,
     )
 
 
