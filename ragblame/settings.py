@@ -63,6 +63,8 @@ class Settings(BaseSettings):
     probe_url: SecretStr | None = None  # of a role with SELECT only, on the corpus; None: database_url
     probe_seconds: Annotated[float, Field(gt=0, le=60)] = 3.0  # of PostgreSQL's time for one span
     probe_corpora: tuple[dict[str, str | int], ...] = ()  # foreign tables; see docs/probe.md
+    probe_spans: Annotated[int, Field(ge=0, le=64)] = 8  # flagged spans of an answer it is asked about
+    probe_freshness: bool = False  # also whether a newer row contradicts a supported value
 
     capture_max_field: Annotated[int, Field(ge=1_000)] = 1_000_000  # code points kept of any one text
     capture_max_chunks: Annotated[int, Field(ge=1)] = 200  # chunks kept of one trace

@@ -134,6 +134,7 @@ def worker(
     from ragblame.attribution.jobs.requeue import requeue_failed
     from ragblame.attribution.jobs.worker import run_worker
     from ragblame.settings import load_settings
+    from ragblame.ui.masked_corpus import open_corpus
     from ragblame.ui.terminal import say
 
     settings = load_settings()
@@ -142,7 +143,7 @@ def worker(
         database.require_schema(url)
         with database.connect(url) as conn:
             say(f"{requeue_failed(conn)} failed attributions put back")
-    tally = run_worker(url, once=once, settings=settings, report=say)
+    tally = run_worker(url, once=once, settings=settings, report=say, probe=open_corpus(settings))
     say(f"{tally.attributed} attributed, {tally.failed} failed")
 
 
@@ -222,6 +223,7 @@ def explain(
         what_if_to_json,
     )
     from ragblame.ui.explain_sentences import sentences_table, sentences_to_json
+    from ragblame.ui.masked_corpus import open_corpus
     from ragblame.ui.terminal import data, words, write_json
 
     settings = load_settings()
@@ -230,7 +232,7 @@ def explain(
     with database.connect(url, read_only=True) as conn:
         trace_id = find_trace(conn, trace)
     with words().status("loading the scorer …") as status:
-        debugger = load_debugger(settings)
+        debugger = load_debugger(settings, open_corpus(settings))
         explanation = attribute_trace(
             url,
             debugger,

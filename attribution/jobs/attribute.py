@@ -14,6 +14,7 @@ from ragblame import database
 from ragblame.attribution.jobs.faults import database_faults
 from ragblame.attribution.jobs.rescoring import Rescorer, write_scores
 from ragblame.attribution.jobs.results import write_explanation, write_failure
+from ragblame.corpus import CorpusProbe
 from ragblame.errors import DatabaseError, MissingExtraError, ModelError, RagblameError
 from ragblame.records import Explanation, Trace
 from ragblame.settings import Settings
@@ -48,8 +49,11 @@ class AttributionAbortedError(RagblameError):
     """The caller asked to stop; nothing was written, so the trace must be attributed again."""
 
 
-def load_debugger(settings: Settings) -> "Debugger":
-    """The debugger with the configured scorer. Raises ``ModelError`` or ``MissingExtraError``."""
+def load_debugger(settings: Settings, probe: CorpusProbe | None = None) -> "Debugger":
+    """The debugger with the configured scorer; ``probe``: what causes ask the corpus through.
+
+    Raises ``ModelError`` or ``MissingExtraError``.
+    """
     try:
         from ragblame.attribution.debugger import Debugger
     except ImportError as error:
@@ -68,6 +72,9 @@ def load_debugger(settings: Settings) -> "Debugger":
             max_exact_chunks=settings.max_exact_chunks,
             sampled_coalitions=settings.sampled_coalitions,
             sampled_precision=settings.sampled_precision,
+            probe=probe,
+            max_corpus_spans=settings.probe_spans,
+            checks_freshness=settings.probe_freshness,
         )
     except FileNotFoundError as error:  # the shipped model is not in this installation
         raise ModelError(str(error)) from error

@@ -7,13 +7,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any, Final
 
 import psycopg
 from langchain_core.embeddings import Embeddings
 
 from ragblame import database
+from ragblame.attribution.jobs.embeddings import load_embeddings
 from ragblame.attribution.jobs.faults import first_line
 from ragblame.errors import DatabaseError, InputError, RagblameError
 from ragblame.records import MASK, Chunk, Json, Trace
@@ -36,7 +36,6 @@ class Rescorer:
     url: str
     embeddings: str | None = None  # "module:name" of the host's Embeddings; None: all-MiniLM-L6-v2
     seconds: float = 2.0  # for the distances, and again for the ranks, of one table
-    _loaded: dict[str, Embeddings] = field(default_factory=dict)  # by path
     _verified: set[tuple[str, str]] = field(default_factory=set)  # table, model
     _slow: dict[str, float] = field(default_factory=dict)  # table -> monotonic
 
@@ -129,39 +128,19 @@ class Rescorer:
                     if models
                     else f"its row is not in {table.name} any more"
                 )
-            embeddings = self._load()
+            embeddings = load_embeddings(self.embeddings)
             if name_of(embeddings) != models[0].name:
                 raise InputError(
                     f"{table.name} was embedded with {models[0].name}, and the worker has "
                     f"{name_of(embeddings)}: name the right one with the setting `embeddings`"
                 )
             return embeddings
-        embeddings = self._load()
+        embeddings = load_embeddings(self.embeddings)
         known = (table.name, name_of(embeddings))
         if known not in self._verified:
             require_same_model(conn, table, ids[0], embeddings)
             self._verified.add(known)
         return embeddings
-
-    def _load(self) -> Embeddings:
-        path = self.embeddings or "ragblame.retriever.minilm:MiniLMEmbeddings"
-        if path not in self._loaded:
-            module, _, name = path.partition(":")
-            try:
-                found = getattr(import_module(module), name)
-                found = found if hasattr(found, "embed_query") and not isinstance(found, type) else found()
-                if not hasattr(found, "embed_query"):
-                    raise TypeError(f"{type(found).__name__} has no embed_query")
-            except RagblameError:
-                raise
-            except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise InputError(
-                    f"the setting embeddings = {path!r} gives no embedding model ({reason}): write "
-                    "module:name of a LangChain Embeddings object or of what makes one"
-                ) from error
-            self._loaded[path] = found
-        return self._loaded[path]
 
 
 def _is_away(error: Exception) -> bool:

@@ -22,6 +22,7 @@ from ragblame.attribution.jobs.faults import first_line
 from ragblame.attribution.jobs.job import PutBack, TraceJobs, WorkerTally
 from ragblame.attribution.jobs.rescoring import Rescorer
 from ragblame.attribution.jobs.upkeep import Upkeep
+from ragblame.corpus import CorpusProbe
 from ragblame.errors import DatabaseError
 from ragblame.settings import Settings, load_settings
 from ragblame.traces import QUEUE, TASK
@@ -40,6 +41,7 @@ def run_worker(
     once: bool = False,
     settings: Settings | None = None,
     load: Callable[[], Explainer] | None = None,
+    probe: CorpusProbe | None = None,
     report: Callable[[str], None] = print,
     heartbeat_seconds: float = 10.0,
     stalled_seconds: float = 30.0,
@@ -47,7 +49,8 @@ def run_worker(
     """Work on the attribution queue until SIGTERM or SIGINT; with ``once`` until no job waits.
 
     The model is loaded before the first job is taken: when that fails the queue stays as it is. One line per
-    trace goes to ``report``. A worker without a heartbeat for ``stalled_seconds`` counts as dead.
+    trace goes to ``report``. ``probe``: what causes ask the corpus through; None: they do not.
+    A worker without a heartbeat for ``stalled_seconds`` counts as dead.
     Raises ``DatabaseError`` when PostgreSQL cannot be used at the start (later it is waited for, except with
     ``once``), ``ModelError`` or ``MissingExtraError`` when the scorer cannot be loaded.
     """
@@ -56,7 +59,7 @@ def run_worker(
     worker = _Worker(
         url=url,
         once=once,
-        load=load or (lambda: load_debugger(chosen)),
+        load=load or (lambda: load_debugger(chosen, probe)),
         rescorer=Rescorer.from_settings(url, chosen),
         report=report,
         heartbeat_seconds=heartbeat_seconds,
