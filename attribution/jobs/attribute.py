@@ -7,13 +7,15 @@ PostgreSQL restarts at the moment of writing.
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar, runtime_checkable
 from uuid import UUID
 
 from ragblame import database
 from ragblame.attribution.jobs.faults import database_faults
 from ragblame.attribution.jobs.rescoring import Rescorer, write_scores
 from ragblame.attribution.jobs.results import write_explanation, write_failure
+from ragblame.attribution.jobs.thresholds import read_active
+from ragblame.attribution.verdicts.thresholds import Thresholds
 from ragblame.corpus import CorpusProbe
 from ragblame.errors import DatabaseError, MissingExtraError, ModelError, RagblameError
 from ragblame.records import Explanation, Trace
@@ -43,6 +45,13 @@ class Explainer(Protocol):
     ) -> Explanation:
         """Everything about one trace; polls ``should_abort`` between batches and then raises."""
         ...
+
+
+@runtime_checkable
+class Tunable(Protocol):
+    """An explainer whose thresholds may change between two traces, as the ``Debugger``'s may."""
+
+    thresholds: Thresholds
 
 
 class AttributionAbortedError(RagblameError):
@@ -91,12 +100,15 @@ def attribute_trace(
 ) -> Explanation:
     """Explain the stored trace and replace its results; returns what was written.
 
-    With ``rescorer``, chunks that came without a score get one, which is stored too.
+    The thresholds that are active in the database decide. With ``rescorer``, chunks that came without a
+    score get one, which is stored too.
     Raises ``InputError`` when there is no such trace, ``DatabaseError`` when PostgreSQL stays away longer
     than ``WAITS`` together, ``AttributionAbortedError`` when ``should_abort`` says so, and whatever the
     explainer raises.
     """
-    trace = patiently(lambda: _read(url, trace_id), should_abort)
+    trace, thresholds = patiently(lambda: _read(url, trace_id), should_abort)
+    if isinstance(explainer, Tunable):
+        explainer.thresholds = thresholds
     with suppress_capture():
         notes: list[str] = []
         if rescorer is not None:
@@ -111,8 +123,7 @@ def attribute_trace(
                 ) from error
             raise
     explanation = replace(explanation, notes=(*explanation.notes, *notes))
-    patiently(lambda: _write(url, explanation), should_abort)
-    return explanation
+    return patiently(lambda: _write(url, explanation), should_abort)
 
 
 def store_failure(
@@ -144,13 +155,13 @@ def patiently(work: Callable[[], T], should_abort: Callable[[], bool]) -> T:
     return work()
 
 
-def _read(url: str, trace_id: UUID) -> Trace:
+def _read(url: str, trace_id: UUID) -> tuple[Trace, Thresholds]:
     with database.connect(url, read_only=True) as conn, database_faults("trace", trace_id):
-        return read_trace(conn, trace_id)
+        return read_trace(conn, trace_id), read_active(conn)
 
 
-def _write(url: str, explanation: Explanation) -> None:
+def _write(url: str, explanation: Explanation) -> Explanation:
     with database.connect(url) as conn:
         with database_faults("scores", explanation.trace.id):
             write_scores(conn, explanation.trace)
-        write_explanation(conn, explanation)
+        return write_explanation(conn, explanation)

@@ -4,14 +4,16 @@ Everything happens in the caller's transaction, so a reader sees the results of 
 a mixture, and a worker that dies in the middle leaves the earlier results as they were. stored.py reads them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from ragblame.attribution.jobs.faults import database_faults
+from ragblame.attribution.jobs.signatures import weigh_spans, with_traffic
 from ragblame.attribution.jobs.stored import fitness_to_json, pack_log_probs, read_explanation
 from ragblame.attribution.jobs.stored_premises import premises_to_json
 from ragblame.attribution.jobs.triage import lock_items, renew_items
+from ragblame.attribution.verdicts.severity import Factors
 from ragblame.errors import InputError
 from ragblame.json_values import clean_text
 from ragblame.records import Alignment, Attribution, Explanation, Premises, Support, Verdict
@@ -30,9 +32,10 @@ _REWRITTEN: Final = (
 )  # fmt: skip
 
 
-def write_explanation(conn: "psycopg.Connection[Any]", explanation: Explanation) -> None:
+def write_explanation(conn: "psycopg.Connection[Any]", explanation: Explanation) -> Explanation:
     """Replace everything stored about the trace's attribution by ``explanation`` and renew its queue items.
 
+    Returns it as stored: severities are raised by how often the same failure was seen.
     The trace itself must be stored already and is not written. Two writers of one trace take turns.
     Raises ``InputError`` when the trace is not stored or the explanation does not fit together, and
     ``DatabaseError`` when PostgreSQL fails; the caller's transaction is then as it was before the call.
@@ -50,11 +53,14 @@ def write_explanation(conn: "psycopg.Connection[Any]", explanation: Explanation)
         if cursor.fetchone() is None:
             raise InputError(f"no trace {trace_id}: store it first with ragblame.traces.write_traces")
         before = lock_items(cursor, trace_id)
+        factors = weigh_spans(cursor, explanation)
+        explanation = with_traffic(explanation, factors)
         for table in _REWRITTEN:
             cursor.execute(f"DELETE FROM ragblame.{table} WHERE trace_id = %s", (trace_id,))
-        for table, columns, rows in _tables(explanation):
+        for table, columns, rows in _tables(explanation, factors):
             _copy(cursor, table, columns, rows)
         renew_items(cursor, explanation, before)
+    return explanation
 
 
 def write_failure(conn: "psycopg.Connection[Any]", trace_id: UUID, message: str) -> None:
@@ -73,7 +79,9 @@ def write_failure(conn: "psycopg.Connection[Any]", trace_id: UUID, message: str)
         )
 
 
-def _tables(e: Explanation) -> Iterator[tuple[str, str, list[tuple[Any, ...]]]]:
+def _tables(
+    e: Explanation, factors: Mapping[int, Factors]
+) -> Iterator[tuple[str, str, list[tuple[Any, ...]]]]:
     """(table, columns, rows) of everything but the queue."""
     trace_id = e.trace.id
     supports = {support.span: support for support in e.supports}
@@ -135,9 +143,13 @@ def _tables(e: Explanation) -> Iterator[tuple[str, str, list[tuple[Any, ...]]]]:
         "verdict",
         "trace_id span verdict cause basis support support_rule evidence_position evidence_start "
         "evidence_end stated support_positions evidence confidence severity explanation fix other_causes "
-        "reliance_measurable thresholds_version support_model support_probability premises",
+        "reliance_measurable thresholds_version support_model support_probability premises "
+        "probability is_calibrated harm seen",
         [
-            _verdict_row(trace_id, verdict, supports[verdict.span], premises.get(verdict.span))
+            (
+                *_verdict_row(trace_id, verdict, supports[verdict.span], premises.get(verdict.span)),
+                *_factors_row(factors.get(verdict.span)),
+            )
             for verdict in e.verdicts
         ],
     )
@@ -178,6 +190,12 @@ def _verdict_row(trace_id: UUID, v: Verdict, s: Support, premises: Premises | No
         v.thresholds_version, s.model and clean_text(s.model), s.probability,
         None if premises is None else premises_to_json(premises),
     )  # fmt: skip
+
+
+def _factors_row(factors: Factors | None) -> tuple[Any, ...]:
+    if factors is None:
+        return (None, None, None, None)
+    return (factors.probability, factors.is_calibrated, factors.harm, factors.seen)
 
 
 def _array(numbers: Sequence[float]) -> str:

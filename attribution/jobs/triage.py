@@ -5,24 +5,22 @@ piece of the answer keeps its state and assignee whatever its number. Reviews ar
 where their span is cut no more they, and its item, move to a negative number and return when it returns.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
-from ragblame.json_values import clean_identity
-from ragblame.records import Chunk, Explanation, Support, Verdict
+from ragblame.attribution.jobs.signatures import document_signature, signature
+from ragblame.records import Explanation
 
 if TYPE_CHECKING:
     import psycopg
 
 Offsets: TypeAlias = tuple[int, int]
 
-_MAX_SIGNATURE_BYTES = 400
 _LOCK_ITEMS = """
-SELECT span, state, severity, signature, assignee, leased_until, version, created_at, updated_at
+SELECT span, state, severity, signature, document, assignee, leased_until, version, created_at, updated_at
 FROM ragblame.triage_item WHERE trace_id = %s ORDER BY span FOR UPDATE
 """
 _OFFSETS = """
@@ -30,12 +28,13 @@ SELECT span, start_at, end_at FROM ragblame.answer_span WHERE trace_id = %(id)s
 UNION SELECT span, start_at, end_at FROM ragblame.review WHERE trace_id = %(id)s AND span < 0
 """
 _UPDATE_ITEM = (
-    "UPDATE ragblame.triage_item SET severity = %s, signature = %s WHERE trace_id = %s AND span = %s"
+    "UPDATE ragblame.triage_item SET severity = %s, signature = %s, document = %s "
+    "WHERE trace_id = %s AND span = %s"
 )
 _INSERT_ITEM = """
-INSERT INTO ragblame.triage_item (trace_id, span, state, severity, signature, assignee, leased_until, version,
-    created_at, updated_at)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, coalesce(%s, now()), coalesce(%s, now()))
+INSERT INTO ragblame.triage_item (trace_id, span, state, severity, signature, document, assignee,
+    leased_until, version, created_at, updated_at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, coalesce(%s, now()), coalesce(%s, now()))
 """
 
 
@@ -47,6 +46,7 @@ class Item:
     state: str
     severity: float
     signature: str
+    document: str
     assignee: str | None
     leased_until: datetime | None
     version: int
@@ -57,23 +57,6 @@ class Item:
     def is_touched(self) -> bool:
         """Whether a person did something with it."""
         return self.state != "open" or self.assignee is not None or self.updated_at > self.created_at
-
-
-def signature(explanation: Explanation, verdict: Verdict, support: Support) -> str:
-    """Text equal for spans that failed the same way: the cause and the chunk it points at, else the question.
-
-    A chunk counts as the same by table and row where both are known, else by its text: imported chunks carry
-    names such as ``p1`` that repeat in every trace.
-    """
-    what = verdict.cause or verdict.verdict
-    chunks = {chunk.position: chunk for chunk in explanation.trace.chunks}
-    main = next((position for position in (*verdict.evidence, support.position) if position in chunks), None)
-    where = (
-        "question " + " ".join(explanation.trace.question.casefold().split())
-        if main is None
-        else _identity(chunks[main])
-    )
-    return clean_identity(f"{what.value}: {where}", _MAX_SIGNATURE_BYTES)
 
 
 def lock_items(cursor: "psycopg.Cursor[Any]", trace_id: UUID) -> dict[Offsets, Item]:
@@ -107,8 +90,12 @@ def renew_items(
         if offsets in numbers
         and (item.is_touched or numbers[offsets] in flagged or numbers[offsets] in reviewed_numbers)
     }
-    signatures = {
-        number: signature(explanation, verdict, supports[number]) for number, verdict in verdicts.items()
+    names = {
+        number: (
+            signature(explanation, verdict, supports[number]),
+            document_signature(explanation, verdict, supports[number]),
+        )
+        for number, verdict in verdicts.items()
     }
 
     # In place where the number stays, so that a reviewer who saves at this moment meets his own row. A number
@@ -123,15 +110,15 @@ def renew_items(
     for number in sorted({*kept, *flagged}):
         old = kept.get(number)
         severity = verdicts[number].severity if number in verdicts else old.severity if old else 0.0
-        sign = signatures.get(number) or (old.signature if old else "")
+        sign = names.get(number) or ((old.signature, old.document) if old else ("", ""))
         if old is None:
             state = "reviewed" if number in reviewed_numbers else "open"
-            inserts.append((trace_id, number, state, severity, sign, None, None, fresh, None, None))
+            inserts.append((trace_id, number, state, severity, *sign, None, None, fresh, None, None))
         elif number == old.span:
-            updates.append((severity, sign, trace_id, number))
+            updates.append((severity, *sign, trace_id, number))
         else:
             inserts.append(
-                (trace_id, number, old.state, severity, sign, old.assignee, old.leased_until, fresh,
+                (trace_id, number, old.state, severity, *sign, old.assignee, old.leased_until, fresh,
                  old.created_at, old.updated_at)
             )  # fmt: skip
     if updates:
@@ -162,9 +149,3 @@ def _renumber_reviews(
             [(number, trace_id, start, end, number) for (start, end), number in numbers.items()],
         )
     return numbers
-
-
-def _identity(chunk: Chunk) -> str:
-    if chunk.source_table is not None and chunk.source_id is not None:
-        return f"{chunk.source_table} {chunk.source_id}"
-    return "chunk " + hashlib.sha256(chunk.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -37,14 +37,17 @@ class Factors:
     @property
     def severity(self) -> float:
         """[0, 1]."""
-        product = self.probability * self.harm
-        weighed = product * self.traffic
-        return round(weighed / (1 - product + weighed), 3) if weighed else 0.0
+        return round(raised(self.probability * self.harm, self.traffic), 3)
 
 
 def traffic(seen: int) -> float:
     """1 for what was seen once, MOST_TRAFFIC from MOST_SEEN times on, by the logarithm between."""
     return 1.0 + (MOST_TRAFFIC - 1.0) * min(1.0, math.log(max(1, seen)) / math.log(MOST_SEEN))
+
+
+def raised(product: float, factor: float) -> float:
+    """A number of [0, 1] with its odds multiplied by ``factor`` >= 1; for a factor of 1 the same number."""
+    return product if factor == 1.0 else product * factor / (1 - product + product * factor)
 
 
 def weigh(kind: SpanKind, verdict: Verdict, support: Support, seen: int = 1) -> Factors:
