@@ -400,11 +400,13 @@ class _Run:
         except (InputError, ModelError) as error:
             measured.notes.append(f"No shares were computed, so the verdicts rest on the text alone: {error}")
             return
-        measured.attributions.extend(result.attributions)
         measured.notes.extend(result.notes)
         measured.coalitions = result.coalitions
         for span, attribution in zip(spans, result.attributions, strict=True):
             tokens = content_tokens(layout, span)
+            if not tokens:
+                continue  # a later step wrote it, not the model: nothing was measured
+            measured.attributions.append(attribution)
             measured.influences[span.index] = Influence(
                 v_all=sum(all_row[token] for token in tokens),
                 v_none=sum(none_row[token] for token in tokens),
@@ -413,7 +415,8 @@ class _Run:
                 shares=attribution.shares,
             )
         for index, first in repetitions(layout.answer, spans).items():
-            measured.influences[index] = replace(measured.influences[first], is_carried=True)
+            if index in measured.influences and first in measured.influences:
+                measured.influences[index] = replace(measured.influences[first], is_carried=True)
 
     def _ask_counterfactual(
         self,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ragblame.attribution.regions import Region, Run, build_runs, remove
 from ragblame.attribution.rendering import Rendering, default_prompt, render
+from ragblame.attribution.written import Written, written
 from ragblame.errors import AlignmentError, InputError, ModelError
 from ragblame.records import Alignment, AlignmentState, Chunk, Message, Span, Trace
 
@@ -38,9 +39,9 @@ class Layout:
     regions: tuple[Region, ...]  # one per player, by place in the prompt
     runs: tuple[Run, ...]
     chunks: tuple[Chunk, ...]  # all chunks of the trace, by position
-    answer: str  # code points as in Trace.answer
-    answer_ids: tuple[int, ...]
-    answer_starts: tuple[int, ...]  # code points in the answer
+    answer: str  # as it was shown; code points as in Trace.answer
+    answer_ids: tuple[int, ...]  # of what the model wrote: of its own text where that differs
+    answer_starts: tuple[int, ...]  # code points in the answer; empty places for what was not shown
     answer_ends: tuple[int, ...]
     notes: tuple[str, ...]  # what a reader of the result must know, one sentence each
     tokenizer: "PreTrainedTokenizerBase"
@@ -115,7 +116,8 @@ def build_layout(
     ``rendering.default_prompt`` is used, when the trace recorded no prompt. Missing chunks are no players.
 
     Raises ``InputError`` for an empty answer, ``ModelError`` when the chat template refuses the prompt,
-    ``AlignmentError`` when tokens and text disagree.
+    ``AlignmentError`` when tokens and text disagree. The tokens are those of the model's own text where a
+    later step made the shown answer of it.
     """
     if not trace.answer.strip():
         raise InputError("the answer is empty: there is nothing to attribute; check what was captured")
@@ -134,8 +136,10 @@ def build_layout(
     notes.extend(rendering.notes)
     regions = _regions(alignments, rendering)
     notes.extend(_shared_text_notes(regions))
+    source = written(trace)
+    notes.extend(source.notes)
     answer = encodable(trace.answer)
-    tokens = _encode_answer(tokenizer, answer, rendering.joiner)
+    tokens = _shown(_encode_answer(tokenizer, encodable(source.text), rendering.joiner), source)
     return Layout(
         prompt=rendering.text,
         regions=regions,
@@ -268,6 +272,15 @@ def _encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str, joiner: st
             "it decodes its own tokens, so offsets would be wrong; use a scorer with a byte-level tokenizer"
         )
     return _shifted(answer, *encoded, by=len(joiner))
+
+
+def _shown(tokens: Tokens, source: Written) -> Tokens:
+    """The model's tokens at their places in the shown answer."""
+    if source.blocks is None:
+        return tokens
+    places = [source.place(start, end) for start, end in zip(tokens.starts, tokens.ends, strict=True)]
+    moved = _trimmed(source.shown, tokens.ids, places)
+    return Tokens(ids=tokens.ids, starts=moved.starts, ends=moved.ends)
 
 
 def _encode_from(
