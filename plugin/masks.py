@@ -37,6 +37,11 @@ class Masks:
     counts: Counter[str] = field(default_factory=Counter)  # by rule, over different texts
     known: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def finds_anything(self) -> bool:
+        """Whether any text is masked at all."""
+        return bool(self.whole) or any(self.spans.values())
+
     def look(self, text: str, is_cut: bool = False) -> None:
         """Apply the rules to a text, once; ``is_cut``: its end was cut off at capture."""
         spans = self.spans.get(text)

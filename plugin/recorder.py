@@ -223,6 +223,9 @@ class Recorder:
             return
         from ragblame.plugin.spool import Spool
 
+        for item in held:
+            if not isinstance(item, Trace):
+                open_runs.seal(item)  # as in _store: what a model says from now on is too late
         writer = self._writer or self._make_writer()
         found = [
             item if isinstance(item, Trace) else _assemble(item, writer.limits)

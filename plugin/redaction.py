@@ -8,6 +8,7 @@ where a rule or the host's own function fails, the whole text is masked, and cou
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +41,7 @@ _SECRET_KEY: Final = re.compile(
     r"|connection[_\-. ]?string|^dsn$",
     re.IGNORECASE,
 )
+_SHORT_KEY: Final = 100  # code points of a key worth remembering
 _HIDDEN: Final = MASK * 8  # a value under such a key: its length is nobody's business
 _NOTES: Final = "ragblame"  # our own key in a trace's metadata
 _CUT_NOTE, _CUT_ERROR = 500, 2_000  # code points from which these may have been cut at capture
@@ -95,6 +97,8 @@ class Redactor:
             masks.look(text, is_cut)
             between()
         masks.spread()
+        if not (masks.finds_anything or (self.secrets and _names_a_secret(trace))):
+            return trace  # nothing to hide, as nearly always: no record is made anew
         return _masked(trace, masks, hides_keys=self.secrets)
 
 
@@ -154,6 +158,31 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(entry)
 
 
+def _names_a_secret(trace: Trace) -> bool:
+    """Whether a key of the metadata asks for its value to be hidden."""
+    return _has_secret_key(trace.metadata) or any(_has_secret_key(chunk.metadata) for chunk in trace.chunks)
+
+
+def _has_secret_key(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_hides(key, entry) or _has_secret_key(entry) for key, entry in value.items())
+    return isinstance(value, list) and any(map(_has_secret_key, value))
+
+
+def _hides(key: str, entry: Json) -> bool:
+    return isinstance(entry, str) and bool(entry) and _is_secret_key(key)
+
+
+def _is_secret_key(key: str) -> bool:
+    return _is_known_secret(key) if len(key) <= _SHORT_KEY else bool(_SECRET_KEY.search(key))
+
+
+@lru_cache(maxsize=4_096)
+def _is_known_secret(key: str) -> bool:
+    """The same keys stand in every chunk of every trace."""
+    return bool(_SECRET_KEY.search(key))
+
+
 def _masked(trace: Trace, masks: Masks, *, hides_keys: bool) -> Trace:
     def optional(text: str | None) -> str | None:
         return None if text is None else masks(text)
@@ -201,9 +230,7 @@ def _clean_value(value: Any, masks: Masks, hides_keys: bool) -> Json:
         return masks(value)
     if isinstance(value, Mapping):
         return {
-            key: _HIDDEN
-            if hides_keys and isinstance(entry, str) and entry and _SECRET_KEY.search(key)
-            else _clean_value(entry, masks, hides_keys)
+            key: _HIDDEN if hides_keys and _hides(key, entry) else _clean_value(entry, masks, hides_keys)
             for key, entry in value.items()
         }
     if isinstance(value, list):

@@ -23,6 +23,9 @@ MAX_VALUES: Final = 2_000  # values kept of one metadata object, all levels toge
 MAX_CHARACTERS: Final = 64_000  # code points kept of one metadata object, all levels together
 MAX_IDENTITY_BYTES: Final = 2_000  # a B-tree entry may not exceed about 2 700 bytes
 MAX_INTEGER_BITS: Final = 1_024
+_FEW: Final = 32  # entries of a dictionary that is looked at before it is cleaned
+_SHORT: Final = 1_000  # code points of a text there: all together stay below MAX_CHARACTERS
+_SMALL: Final = 1 << 63
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _NOTE = re.compile(r"… \d+ more")
@@ -40,6 +43,8 @@ def clean_text(text: str) -> str:
 def clean_identity(text: str, max_bytes: int = MAX_IDENTITY_BYTES) -> str:
     """Clean text that fits an index entry: a longer one keeps its head and gains a digest."""
     text = clean_text(text)
+    if len(text) <= max_bytes and text.isascii():
+        return text
     data = text.encode()
     if len(data) <= max_bytes:
         return text
@@ -53,7 +58,36 @@ def clean_json(value: Any) -> Json:
     NaN and infinities become null, keys text, bytes and unknown objects a placeholder naming their type; what
     was cut says so. Nothing of the value's own code runs but ``str`` on standard-library types.
     """
-    return _Cleaner().clean(value, 0)
+    return value.copy() if _is_clean(value) else _Cleaner().clean(value, 0)
+
+
+def _is_clean(value: Any) -> bool:
+    """Whether a value is what cleaning would make of it, as most documents' metadata is: flat and plain.
+
+    Exact types only: a subclass may carry behaviour.
+    """
+    if type(value) is not dict or len(value) > _FEW:
+        return False
+    for key, entry in value.items():
+        if type(key) is not str or not _is_plain(key):
+            return False
+        kind = type(entry)
+        if kind is str:
+            if not _is_plain(entry):
+                return False
+        elif kind is float:
+            if not (math.isfinite(entry) and entry):
+                return False  # there are two zeros
+        elif kind is int:
+            if not -_SMALL < entry < _SMALL:
+                return False
+        elif entry is not None and kind is not bool:
+            return False
+    return True
+
+
+def _is_plain(text: str) -> bool:
+    return len(text) <= _SHORT and text.isascii() and "\0" not in text
 
 
 class _Cleaner:

@@ -122,21 +122,22 @@ def _chunk_to_json(chunk: Chunk) -> dict[str, Json]:
 def _clean_chunk(chunk: Chunk) -> Chunk:
     is_rank = chunk.rank is not None and 0 <= chunk.rank <= MAX_INTEGER
     is_score = chunk.score is not None and math.isfinite(chunk.score)
-    return replace(
-        chunk,
+    return Chunk(
+        position=chunk.position,
         text=clean_text(chunk.text),
         source_id=None if chunk.source_id is None else clean_identity(chunk.source_id),
         source_table=None if chunk.source_table is None else clean_identity(chunk.source_table, 500),
         rank=chunk.rank if is_rank else None,
         score=chunk.score if is_score else None,
         score_name=_optional(chunk.score_name),
+        retriever_run=chunk.retriever_run,
         metadata=_clean_object(chunk.metadata),
         truncated_from=None if chunk.truncated_from is None else min(chunk.truncated_from, MAX_INTEGER),
     )
 
 
 def _clean_object(value: Mapping[str, Any]) -> dict[str, Json]:
-    cleaned = clean_json(dict(value))
+    cleaned = clean_json(value)
     return cleaned if isinstance(cleaned, dict) else {}
 
 
