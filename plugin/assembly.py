@@ -195,6 +195,9 @@ def _notes(
         ]
     elif tree.passed:
         notes["chunks_from"] = "documents passed between steps"
+    asked = next((search for search in searches if search.query is not None), None)
+    if asked is not None and asked.retrieval:
+        notes["retrieval"] = dict(asked.retrieval)  # of the search whose query is the trace's
     if is_guess:
         notes["answering_run"] = "ambiguous"
     failed = [run.error for run in runs if run.error]

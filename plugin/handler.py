@@ -15,11 +15,14 @@ from ragblame.plugin import listening, payloads
 from ragblame.plugin.counters import counters
 from ragblame.plugin.endings import is_pause, status_of
 from ragblame.plugin.passages import TABLE_KEY
+from ragblame.plugin.retrieval import read_retrieval
 from ragblame.plugin.run_tree import Search, open_runs
 from ragblame.plugin.sampling import IGNORE_TAG, require_rate
-from ragblame.records import Message, Trace, TraceStatus
+from ragblame.records import Json, Message, Trace, TraceStatus
 from ragblame.suppression import is_suppressed
 
+# What is taken for a search that cannot be read.
+_NOT_TOLD: dict[str, Json] | None = None
 _Method = TypeVar("_Method", bound=Callable[..., None])
 
 
@@ -193,13 +196,17 @@ class BlameHandler(BaseCallbackHandler):
         tree = listening.start(self, run_id, query, kwargs, takes_pending=False)
         if tree is None or IGNORE_TAG in (kwargs.get("tags") or ()):
             return
-        table = (kwargs.get("metadata") or {}).get(TABLE_KEY)
+        metadata = kwargs.get("metadata") or {}
+        table = metadata.get(TABLE_KEY)
         name = kwargs.get("name")
         tree.searches[run_id.int] = Search(
             run_id=run_id,
             query=str.__str__(query) if isinstance(query, str) else "",
             name=name if isinstance(name, str) else None,
             table=table if isinstance(table, str) else tree.table,
+            retrieval=listening.tried(
+                lambda said: read_retrieval(said, serialized), metadata, otherwise=_NOT_TOLD
+            ),
             is_nested=tree.is_in_retriever(tree.parents[run_id.int]),
         )
 

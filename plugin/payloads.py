@@ -38,6 +38,7 @@ _FOREIGN_PREFIXES = (
     "lc_",
     "langgraph_",
     "checkpoint_",
+    "ragblame_",
     "__",
 )  # written by frameworks, not by the host
 _MAX_TAGS: Final = 50

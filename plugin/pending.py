@@ -5,13 +5,14 @@ at most: a thread may serve another user next.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final
 
 from ragblame.plugin.counters import counters
 from ragblame.plugin.host_context import current_tree
 from ragblame.plugin.passages import read_passages
+from ragblame.plugin.retrieval import note_of
 from ragblame.plugin.run_tree import Search, open_runs
 from ragblame.suppression import is_suppressed
 
@@ -22,13 +23,20 @@ _pending: ContextVar[list[tuple[float, Search]] | None] = ContextVar("ragblame_p
 
 
 def record_retrieval(
-    documents: Sequence[Any], *, source_table: str | None = None, query: str | None = None
+    documents: Sequence[Any],
+    *,
+    source_table: str | None = None,
+    query: str | None = None,
+    k: int | None = None,
+    filter: Mapping[str, Any] | None = None,
+    search_type: str | None = None,
 ) -> None:
     """Tell the capture what was retrieved, for searches that do not go through a LangChain retriever.
 
     Call it inside a step of the chain, or right before the chain or model is called in the same context (the
     next captured run takes the documents, within 60 seconds). Documents need ``page_content`` and may carry
-    ``id`` and ``metadata``; pairs of document and score are read too. ``query`` is what was searched for.
+    ``id`` and ``metadata``; pairs of document and score are read too. ``query`` is what was searched for, and
+    ``k``, ``filter`` and ``search_type`` ("similarity", "mmr", …) how: causes need them.
     Never raises, never waits.
     """
     if is_suppressed():
@@ -40,6 +48,7 @@ def record_retrieval(
             query=query,
             name="record_retrieval",
             table=source_table,
+            retrieval=note_of(k, filter, search_type),
             passages=passages,
             found=found,
         )

@@ -52,6 +52,7 @@ class Search:
     query: str | None
     name: str | None
     table: str | None
+    retrieval: dict[str, Json] | None = None  # k, filter, search type, as far as it tells
     is_nested: bool = False  # it only feeds the search around it
     passages: tuple[Passage, ...] = ()
     found: int = 0  # documents in truth; more than ``passages`` when only the first were read

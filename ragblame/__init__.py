@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ragblame.plugin.pending import record_retrieval
     from ragblame.plugin.recorder import flush
     from ragblame.plugin.redaction import redact_with
+    from ragblame.plugin.retrieval import tell_search
     from ragblame.plugin.sampling import keep
     from ragblame.records import Chunk, Trace
 
@@ -36,6 +37,7 @@ __all__ = [
     "propagate",
     "record_retrieval",
     "redact_with",
+    "tell_search",
 ]
 
 _HOMES = {
@@ -48,6 +50,7 @@ _HOMES = {
     "propagate": "ragblame.plugin.host_context",
     "record_retrieval": "ragblame.plugin.pending",
     "redact_with": "ragblame.plugin.redaction",
+    "tell_search": "ragblame.plugin.retrieval",
     "BlameHandler": "ragblame.plugin.handler",
     "Debugger": "ragblame.attribution.debugger",
     "Chunk": "ragblame.records",

@@ -173,7 +173,7 @@ class Retrieval:
     k: int | None = None  # [1, 1000]
     filter: Mapping[str, Json] | None = None
     search_type: str | None = None  # "similarity", "mmr", "similarity_score_threshold", "hybrid"
-    is_filter_masked: bool = False  # there was one, and redaction took a part of it: it cannot be asked with
+    is_filter_lost: bool = False  # there was one, but it could not be read, or redaction took a part of it
 
     @property
     def is_plain(self) -> bool:
@@ -188,12 +188,12 @@ def retrieval_of(trace: Trace) -> Retrieval:
     if not isinstance(noted, Mapping):
         return Retrieval()
     k, filter, search_type = noted.get("k"), noted.get("filter"), noted.get("search_type")
-    is_masked = isinstance(filter, Mapping) and _holds_mask(filter)
+    is_lost = filter is not None and (not isinstance(filter, Mapping) or _holds_mask(filter))
     return Retrieval(
         k=k if isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= MAX_K else None,
-        filter=filter if isinstance(filter, Mapping) and filter and not is_masked else None,
+        filter=filter if isinstance(filter, Mapping) and filter and not is_lost else None,
         search_type=search_type if isinstance(search_type, str) else None,
-        is_filter_masked=is_masked,
+        is_filter_lost=is_lost,
     )
 
 

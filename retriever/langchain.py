@@ -6,12 +6,12 @@ need all three, so they travel in each document's id and metadata.
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.retrievers import BaseRetriever
+from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 from pydantic import Field, PrivateAttr
 
@@ -64,6 +64,12 @@ class HybridRetriever(BaseRetriever):
                 conn, query, vector, model, k=self.k, filter=self.filter, depth=self.depth
             )
         return [to_document(hit) for hit in hits]
+
+    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
+        """How it searches, so that a callback can tell why a row was not retrieved."""
+        said = super()._get_ls_params(**kwargs)
+        told = {"k": self.k, "filter": self.filter, "search_type": "hybrid"}
+        return cast(LangSmithRetrieverParams, {**said, "ragblame_retrieval": told})
 
     def _search(self, query: str, vector: list[float]) -> list[Document]:
         model = self._registered or self._find_model()

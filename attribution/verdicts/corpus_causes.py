@@ -143,8 +143,8 @@ class _Case:
 
     def look(self) -> CorpusLook:
         notes = list(self.report.notes)
-        if self.retrieval.is_filter_masked:
-            notes.append("The retriever's filter was masked at capture, so the corpus was asked without it.")
+        if self.retrieval.is_filter_lost:
+            notes.append("The retriever's filter could not be captured: the corpus was asked without it.")
         elif self.request.k is None and not self.is_filtered and self.retrieval.search_type is None:
             notes.append("Neither k nor a filter was captured: a filter may be why a row was not retrieved.")
         return CorpusLook(
@@ -260,7 +260,7 @@ def _cause_of(case: _Case, row: FoundChunk) -> Cause | None:
         is_asked = case.ran(ProbeText.QUERY, ProbeWay.NEAREST, is_filtered=case.is_filtered)
         return Cause.SEMANTIC_GAP if is_asked else None
     if by_query[0] <= case.k:
-        if case.retrieval.is_filter_masked:
+        if case.retrieval.is_filter_lost:
             return None  # the index or the filter: nobody can tell any more
         return Cause.INDEX_MISS if case.retrieval.is_plain or case.is_hybrid else Cause.RANKED_TOO_LOW
     fused = _fused_rank(case, row)
@@ -308,7 +308,7 @@ def _record(case: _Case, found: _Row, cause: Cause | None) -> CorpusEvidence:
 
 def _is_hidden(case: _Case, found: _Row) -> bool:
     """Whether the retriever's filter keeps the text from whoever asked, so that it must not be stored."""
-    if case.retrieval.is_filter_masked or found.row.passes_filter is False:
+    if case.retrieval.is_filter_lost or found.row.passes_filter is False:
         return True
     if not case.is_filtered:
         return False
