@@ -10,7 +10,7 @@ MODELS ?=
 # point pip at a CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL) before `make setup` to avoid that.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick bench-capture bench-ingest soak bench-attribution bench-methods bench-probe clean
+.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick faults bench-capture bench-ingest soak bench-attribution bench-methods bench-probe clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -104,6 +104,9 @@ define evaluate
 @$(BIN)/python -m ragblame.attribution.evaluation.page $(OUT)/*.json --out $(PAGE)
 @echo "written: $(PAGE), and pages in $(OUT)"
 endef
+
+faults: $(VENV)/.all  ## nine faults put into a working chain, and the causes given, into docs/faults.md (10 minutes)
+	@$(BIN)/ragblame eval faults --seed $(SEED) --report docs/faults.md
 
 # The other tracers live in an environment of their own: no user of ours needs them, and torch is not needed here.
 BENCH := build/bench-capture

@@ -26,7 +26,10 @@ evaluation = typer.Typer(
 
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, for a program.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="A small part of it, in about a minute.")]
-ReportOption = Annotated[Path | None, typer.Option("--report", help="Also write a page (HTML) here.")]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--report", help="Also write a page here: HTML, or Markdown if named so."),
+]
 SeedOption = Annotated[int, typer.Option(help="What items are drawn and how rows are resampled.")]
 
 
@@ -78,6 +81,22 @@ def labels(
     _hand_over(evidence, report, json_output)
 
 
+@evaluation.command()
+def faults(
+    quick: QuickOption = False,
+    report: ReportOption = None,
+    json_output: JsonOption = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Against nine faults put into a working chain: is the cause that is named the one put in?"""
+    _check_report(report)
+    from ragblame.ui.faults import run
+
+    with _progress() as progress:
+        evidence = run.evaluate(seed=seed, is_quick=quick, progress=progress)
+    _hand_over(evidence, report, json_output)
+
+
 def _check_report(report: Path | None) -> None:
     """Refuse before the work, not after it, a page that could not be written."""
     if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
@@ -114,6 +133,7 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
 
 def _hand_over(evidence: "Evidence", report: Path | None, json_output: bool) -> None:
     """The page, and either the object or the tables."""
+    from ragblame.attribution.evaluation.page import compose
     from ragblame.attribution.evaluation.report import to_html
     from ragblame.attribution.evaluation.terminal import show
     from ragblame.ui.terminal import data, say, write_json
@@ -124,7 +144,8 @@ def _hand_over(evidence: "Evidence", report: Path | None, json_output: bool) -> 
         show(evidence, data())
     if report is not None:  # last: should the disk refuse it, the figures are out already
         try:
-            report.write_text(to_html(evidence), "utf-8")
+            page = compose([evidence]) if report.suffix == ".md" else to_html(evidence)
+            report.write_text(page, "utf-8")
         except OSError as error:
             raise InputError(f"{report} was not written: {error.strerror}: name another file") from error
         say(f"written: {report}", style="green")

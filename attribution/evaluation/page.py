@@ -17,9 +17,9 @@ from ragblame.errors import InputError, RagblameError
 
 INTRODUCTION: Final = """# Evaluation
 
-Written by `make evaluation` from what the evaluations measured; do not edit it. Each section names the
-command that makes its figures again. Intervals are 95 %. A bar was set before its figure was measured; one
-that falls short stays here.
+Written by the evaluations (`make evaluation`, `make faults`) from what they measured; do not edit it. Each
+section names the command that makes its figures again. Intervals are 95 %. A bar was set before its figure
+was measured; one that falls short stays here.
 """
 
 
