@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from ragblame.attribution.alignment import align_chunks
 from ragblame.attribution.alignment_notes import alignment_notes
 from ragblame.attribution.blocks import MIN_PARTIAL
+from ragblame.attribution.fuzzy_alignment import MAX_INSERTED
 from ragblame.attribution.pairing import paired
 from ragblame.attribution.spans import segment
 from ragblame.attribution.verdicts.support import examine
@@ -208,6 +209,29 @@ def test_foreign_text_between_two_parts_is_not_the_chunk() -> None:
     assert found.end is not None
     assert found.start is not None
     assert found.end - found.start < 2 * len(LONG)
+
+
+def test_a_page_in_place_of_the_middle_splits_the_chunk() -> None:
+    """Where foreign text took the room of a left-out middle, the place is the longer side alone."""
+    middle = " ".join(f"Step {n} of the middle part is left out." for n in range(60))
+    page = " ".join(f"Unrelated sentence {n} about gardening." for n in range(30))
+    tail = LONG[::-1][: len(LONG) // 2]
+    assert MAX_INSERTED < len(page) < len(middle)
+    found = one(f"{LONG} {middle} {tail}", f"{LONG} {page} {tail} and that is all")
+    assert (found.start, found.end) == (0, len(LONG.rstrip()))
+    short = one(f"{LONG} {middle} {tail}", f"{LONG} [page 7] {tail} and that is all")
+    assert short.end == len(f"{LONG} [page 7] {tail}")
+
+
+def test_a_place_found_by_votes_among_several_is_called_ambiguous() -> None:
+    """Text with an edit every few words that stands in two messages: which one it is, is a choice."""
+    chunk = (
+        "The intake valve of the north basin is opened by hand twice a week and must be closed before the "
+        "pump is restarted; ask the shift lead for the key."
+    )
+    edited = "".join("#" if n % 12 == 0 else c for n, c in enumerate(chunk))
+    assert one(chunk, f"1: {edited}", f"2: {edited}").is_ambiguous
+    assert not one(chunk, f"1: {edited}", "2: The key lies in the shift lead's desk.").is_ambiguous
 
 
 def test_a_weak_likeness_is_missing() -> None:
