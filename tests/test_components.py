@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragblame.records import (
+    AlignmentState,
     Explanation,
     Method,
     Span,
@@ -207,6 +208,33 @@ def test_evidence_is_marked_on_its_words() -> None:
     agreeing = with_class(chunk_cards(page, 1, {}), "evidence")
     assert [text_of(node) for node in agreeing] == ["Its owner is the Lagos team."]
     assert "against" not in agreeing[0].css
+
+
+def test_a_part_that_is_not_in_the_prompt_is_named_and_struck_through() -> None:
+    """What the prompt lacks of a chunk, and that its place was a choice, stand there in words."""
+    page = page_of(example_explanations()[0])
+    chunk = next(chunk for chunk in page.trace.chunks if " is 14 days" in chunk.text)
+    at = chunk.text.index(" is 14 days")
+    found = replace(
+        page.alignments[chunk.position],
+        state=AlignmentState.PARTIAL,
+        absent=((at, at + 11), (len(chunk.text) - 5, len(chunk.text))),
+        is_ambiguous=True,
+    )
+    page = replace(page, alignments={**page.alignments, chunk.position: found})
+    drawn = with_class(chunk_cards(page, 0, {}), "card")
+    number = str(chunk.position + 1)
+    (card,) = [each for each in drawn if text_of(with_class(each, "place")[0]) == number]
+    said = [text_of(node) for node in with_class(card, "lacks")]
+    assert said == [
+        f"Not in the prompt: “is 14 days” and 1 other part, 16 of {len(chunk.text)} characters, struck "
+        "through below.",
+        "This text stands in the prompt more than once: which place is this chunk's was a choice.",
+    ]
+    lost = "".join(text_of(node) for node in with_class(card, "lost"))
+    assert lost == " is 14 days" + chunk.text[-5:]
+    assert text_of(with_class(card, "text")[0]) == chunk.text
+    assert sum(len(with_class(each, "lacks")) for each in drawn) == len(said)
 
 
 def test_bars_lie_inside_their_track() -> None:

@@ -1,18 +1,20 @@
 """Chunk cards in the order of the prompt: where each came from, what it contributed, what it really says."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from ragblame.records import Alignment, AlignmentState, Chunk, Method, Support, SupportState, TokenHeat
 from ragblame.ui.components.answer import elision, window
 from ragblame.ui.components.nodes import Node, el
 from ragblame.ui.components.segments import cut_segments
-from ragblame.ui.components.wording import cut, nats, source_of
+from ragblame.ui.components.wording import cut, nats, plural, source_of
 from ragblame.ui.reads import RELIED
 from ragblame.ui.reads_trace import TracePage
 
 TEXT_WINDOW = 6_000  # code points of one chunk drawn at once; less when there are many chunks
 ALL_TEXT = 240_000  # code points of all chunks together
 MAX_HEATED = 5_000  # tokens of one chunk drawn with heat
+MAX_LOST = 200  # parts of one chunk drawn as not in the prompt
+QUOTED = 90  # code points of a missing part that are quoted
 STEPS = 4  # strengths of heat besides none
 
 _PLACE = {
@@ -87,11 +89,33 @@ def _card(
             el("span", "source untrusted clip", source_of(chunk), attributes={"title": source_of(chunk)}),
             el("span", f"chip {note[1]}", note[0]) if note else None,
         ),
+        *([el("p", "lacks untrusted", line) for line in _place_lines(chunk, alignment)] if alignment else []),
         share,
         el("p", "meta untrusted", " · ".join(part for part in meta if part)),
-        _text(chunk, support if is_cited else None, heat, hottest, room),
+        _text(chunk, support if is_cited else None, heat, hottest, room, _lost(alignment)),
         attributes={"aria-label": f"chunk {number}: {source_of(chunk)}"},
     )
+
+
+def _lost(alignment: Alignment | None) -> Sequence[tuple[int, int]]:
+    """Parts of the chunk's text that do not stand in the prompt, when others do."""
+    is_partial = alignment is not None and alignment.state is AlignmentState.PARTIAL
+    return alignment.absent[:MAX_LOST] if alignment is not None and is_partial else ()
+
+
+def _place_lines(chunk: Chunk, alignment: Alignment) -> Iterator[str]:
+    """In words: what is missing from the prompt, and whether the place was a choice."""
+    parts = [part for start, end in alignment.absent if (part := " ".join(chunk.text[start:end].split()))]
+    if alignment.state is AlignmentState.PARTIAL and parts:
+        longest = max(parts, key=len)
+        lost = sum(end - start for start, end in alignment.absent)
+        more = f" and {plural(len(parts) - 1, 'other part', 'other parts')}" if len(parts) > 1 else ""
+        yield (
+            f"Not in the prompt: “{cut(longest, QUOTED)}”{more}, {lost:,} of {len(chunk.text):,} characters, "
+            "struck through below."
+        )
+    if alignment.is_ambiguous:
+        yield "This text stands in the prompt more than once: which place is this chunk's was a choice."
 
 
 def _share_line(known: Mapping[int, float], position: int) -> Node:
@@ -116,8 +140,16 @@ def _share_line(known: Mapping[int, float], position: int) -> Node:
     return el("div", "share", bar, el("span", "number", f"{nats(value)} nats{part}"))
 
 
-def _text(chunk: Chunk, support: Support | None, heat: TokenHeat | None, hottest: float, room: int) -> Node:
-    """The chunk's words; the evidence sentence marked, token heat in five steps when it is asked for."""
+def _text(
+    chunk: Chunk,
+    support: Support | None,
+    heat: TokenHeat | None,
+    hottest: float,
+    room: int,
+    lost: Sequence[tuple[int, int]],
+) -> Node:
+    """The chunk's words: the evidence sentence marked, what the prompt lacks struck through, token heat in
+    five steps when it is asked for."""
     evidence = None
     if support is not None and support.evidence_start is not None and support.evidence_end is not None:
         evidence = (support.evidence_start, support.evidence_end)
@@ -129,6 +161,8 @@ def _text(chunk: Chunk, support: Support | None, heat: TokenHeat | None, hottest
             if step := heat_step(value, hottest):
                 marks.append((left - start, right - start))
                 css.append(step)
+    marks += [(left - start, right - start) for left, right in lost]
+    css += ["lost"] * len(lost)
     drawn: list[Node | str] = []
     is_revealed = False
     for piece in cut_segments(chunk.text[start:end], marks):
@@ -139,7 +173,8 @@ def _text(chunk: Chunk, support: Support | None, heat: TokenHeat | None, hottest
         if 0 in piece.marks and not is_revealed:
             names.append("reveal")
             is_revealed = True
-        drawn.append(el("mark", " ".join(names), piece.text))
+        title = {"title": "not in the prompt"} if "lost" in names else None
+        drawn.append(el("mark", " ".join(names), piece.text, attributes=title))
     return el(
         "div",
         "text scroll untrusted",
