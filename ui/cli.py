@@ -15,6 +15,7 @@ from ragblame import __version__
 from ragblame.errors import InputError, MissingExtraError, RagblameError
 from ragblame.ui.evaluating import JsonOption, evaluation
 from ragblame.ui.exchange import MAX_PROBLEMS, export, import_
+from ragblame.ui.thresholds import thresholds
 
 INTERRUPTED: Final = 130  # as a shell reports a process ended by Ctrl-C
 _EXTRAS: Final = {  # package -> extra, for what is imported inside commands
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 
 app.add_typer(evaluation)
+app.add_typer(thresholds)
 app.command(name="import")(import_)
 app.command()(export)
 
@@ -207,6 +209,9 @@ def explain(
     sentences: Annotated[
         bool, typer.Option("--sentences", help="Also split the chunk that matters most into its sentences.")
     ] = False,
+    why: Annotated[
+        bool, typer.Option("--why", help="Instead: the chain behind each stored verdict; attributes nothing.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Attribute one recorded answer now, in the foreground, and show the result."""
@@ -223,6 +228,7 @@ def explain(
         what_if_to_json,
     )
     from ragblame.ui.explain_sentences import sentences_table, sentences_to_json
+    from ragblame.ui.explain_why import show_why
     from ragblame.ui.masked_corpus import open_corpus
     from ragblame.ui.terminal import data, words, write_json
 
@@ -231,6 +237,9 @@ def explain(
     database.require_schema(url)
     with database.connect(url, read_only=True) as conn:
         trace_id = find_trace(conn, trace)
+        if why:
+            show_why(conn, trace_id, json_output=json_output)
+            return
     with words().status("loading the scorer …") as status:
         debugger = load_debugger(settings, open_corpus(settings))
         explanation = attribute_trace(

@@ -70,7 +70,7 @@ def explanation_to_json(explanation: Explanation) -> dict[str, Json]:
     del record["heats"]  # by far the largest part, and only a picture reads it
     lime = _lime(explanation)
     record["lime"] = None if lime is None else _lime_to_json(lime)
-    value = _plain_json(record)
+    value = plain_json(record)
     assert isinstance(value, dict)
     return value
 
@@ -251,7 +251,8 @@ def _scorer(explanation: Explanation) -> str:
     return f"scorer {plain(scorer.name)} ({kind}){fit}"
 
 
-def _plain_json(value: Any) -> Json:
+def plain_json(value: Any) -> Json:
+    """A record's values as JSON has them: enums by value, what is not finite as null, the rest as text."""
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, float):
@@ -259,7 +260,7 @@ def _plain_json(value: Any) -> Json:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, dict):
-        return {str(key): _plain_json(entry) for key, entry in value.items()}
+        return {str(key): plain_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain_json(entry) for entry in value]
+        return [plain_json(entry) for entry in value]
     return str(value)

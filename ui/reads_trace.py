@@ -5,7 +5,7 @@ Token heats are read only for the span and method on screen, because they are by
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -13,7 +13,9 @@ from uuid import UUID
 from psycopg import Connection
 from psycopg.rows import DictRow, dict_row
 
+from ragblame.attribution.jobs.provenance import read_provenance
 from ragblame.attribution.jobs.stored import read_explanation
+from ragblame.attribution.verdicts.provenance import Provenance
 from ragblame.records import (
     Alignment,
     AlignmentState,
@@ -62,6 +64,7 @@ class TracePage:
     supports: Mapping[int, Support]
     alignments: Mapping[int, Alignment]
     attributions: Mapping[tuple[int, Method], Attribution]
+    provenance: Mapping[int, Provenance] = field(default_factory=dict)  # the chain behind each verdict
 
     @property
     def trace(self) -> Trace:
@@ -139,6 +142,7 @@ def read_trace_page(conn: Connection[Any], trace_id: UUID) -> TracePage:
         supports={support.span: support for support in explanation.supports},
         alignments={alignment.position: alignment for alignment in explanation.alignments},
         attributions={(entry.span, entry.method): entry for entry in explanation.attributions},
+        provenance={entry.span: entry for entry in read_provenance(conn, explanation)},
     )
 
 

@@ -143,7 +143,8 @@ def platt(scores: ArrayLike, is_unsupported: ArrayLike) -> Curve:
 def apply(curve: Curve, scores: ArrayLike) -> Floats:
     """Probabilities of scores, [rows]: linear between the knots, level beyond them."""
     raw, p = np.array(curve, dtype=np.float64).T
-    return np.interp(np.asarray(scores, dtype=np.float64), raw, p)
+    found: Floats = np.interp(np.asarray(scores, dtype=np.float64), raw, p)
+    return found
 
 
 def half_of(source: str, seed: int = 0) -> int:
