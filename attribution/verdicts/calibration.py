@@ -112,9 +112,10 @@ def isotonic(scores: ArrayLike, is_unsupported: ArrayLike) -> Curve:
 def platt(scores: ArrayLike, is_unsupported: ArrayLike) -> Curve:
     """A logistic curve over the score's log-odds: beta calibration with one slope, a Platt scaling of logits.
 
-    Platt (1999) with his corrected targets (n+ + 1)/(n+ + 2) and 1/(n- + 2), by Newton's method; a slope
-    below zero would turn the score around and is refused with ``InputError``, as are labels that are all
-    alike. Two numbers are learned, so it is the one to take with few labels.
+    Platt (1999) with his corrected targets (n+ + 1)/(n+ + 2) and 1/(n- + 2), by Newton's method with
+    halved steps (Lin et al. 2007). A slope below zero would turn the score around and is refused with
+    ``InputError``, as are labels that are all alike. Two numbers are learned, so it is the one to take with
+    few labels.
     """
     values, truth = _rows(scores, is_unsupported)
     _check_both(truth)
@@ -122,13 +123,21 @@ def platt(scores: ArrayLike, is_unsupported: ArrayLike) -> Curve:
     hits, count = int(truth.sum()), len(truth)
     target = np.where(truth, (hits + 1) / (hits + 2), 1 / (count - hits + 2))
     design = np.stack([logits, np.ones(count)], axis=1)
-    weights = np.array([1.0, 0.0])
+
+    def loss(at: Floats) -> float:
+        z = design @ at
+        return float((np.logaddexp(0.0, z) - target * z).sum() + 5e-7 * (at @ at))
+
+    weights = np.array([0.0, float(np.log(target.mean() / (1 - target.mean())))])
     for _ in range(100):
         p = 1 / (1 + np.exp(-np.clip(design @ weights, -40, 40)))
         gradient = design.T @ (p - target) + 1e-6 * weights
         hessian = (design * (p * (1 - p))[:, None]).T @ design + 1e-6 * np.eye(2)
         step = np.linalg.solve(hessian, gradient)
-        weights = weights - step / max(1.0, float(np.abs(step).max()) / 2)
+        part = 1.0
+        while part > 1e-6 and loss(weights - part * step) > loss(weights):
+            part /= 2  # a full Newton step may leap over the valley and never come back
+        weights = weights - part * step
         if float(np.abs(step).max()) < 1e-9:
             break
     slope, offset = (float(weight) for weight in weights)
