@@ -20,6 +20,7 @@ from psycopg.rows import tuple_row
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
+from ragblame.plugin.retrieval import tell_search
 from ragblame.retriever.chunks import SOURCE_TABLE
 from ragblame.retriever.embedding_models import EmbeddingModel, vector_text
 from ragblame.retriever.langchain import HybridRetriever
@@ -107,7 +108,7 @@ class Bench:
         """The retriever of a chain."""
         if parts.is_hybrid:
             return HybridRetriever(pool=self.pool, embeddings=self.embeddings, k=parts.k, filter=parts.filter)
-        return NearestRetriever(
+        nearest = NearestRetriever(
             pool=self.pool,
             embeddings=self.embeddings,
             model=self.embedding_model,
@@ -115,6 +116,7 @@ class Bench:
             filter=parts.filter,
             ef_search=parts.ef_search,
         )
+        return tell_search(nearest, search_type="similarity")  # the host's one line for a retriever not ours
 
     def chain(self, parts: Parts) -> Runnable[str, str]:
         """A question in, an answer out."""
