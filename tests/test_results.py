@@ -24,11 +24,15 @@ from ragblame.records import (
     Cause,
     Chunk,
     CoalitionValues,
+    CorpusEvidence,
+    CorpusLook,
+    CorpusSearch,
     Cost,
     Explanation,
     Fitness,
     Message,
     Method,
+    PromptLine,
     ScorerRef,
     Span,
     SpanKind,
@@ -45,7 +49,7 @@ Connection = psycopg.Connection[Any]
 
 ATTRIBUTION_TABLES = (
     "attribution_run", "alignment", "answer_span", "attribution", "share", "coalition_values", "token_heat",
-    "verdict", "triage_item",
+    "verdict", "triage_item", "corpus_look", "corpus_evidence",
 )  # fmt: skip
 ANSWER = "Restart the relay. It takes 40 seconds. Then call Ann."
 SENTENCES = ((0, 18), (19, 39), (40, 54))
@@ -73,6 +77,53 @@ def make_trace(**changes: Any) -> Trace:
     return Trace(**{**given_fields, **changes})
 
 
+CORPUS_EVIDENCE = CorpusEvidence(
+    table="public.runbooks",
+    row_id="r-17",
+    state=SupportState.CONTRADICTED,
+    rule="another value for the subject",
+    cause=Cause.RANKED_TOO_LOW,
+    start=3,
+    end=40,
+    quote="Restart takes 30 seconds.",
+    stated="30 seconds",
+    rank=14,
+    is_exact=True,
+    question_rank=2,
+    found_by=("query, nearest vectors", "claim, all words"),
+    passes_filter=True,
+    is_newer=False,
+    created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+    joined_with="r-18",
+)
+
+
+def make_look(span: int) -> CorpusLook:
+    """What the corpus was asked about a span."""
+    return CorpusLook(
+        span=span,
+        table="public.runbooks",
+        rows=1_000,
+        k=4,
+        is_k_known=False,
+        is_filtered=True,
+        seconds=0.25,
+        searches=(
+            CorpusSearch(
+                text="claim",
+                way="all words",
+                is_filtered=False,
+                is_exact=False,
+                is_complete=True,
+                found=3,
+                seconds=0.125,
+                note="approximate",
+            ),
+        ),
+        notes=("Neighbours are not known.",),
+    )
+
+
 def make_verdict(span: int, *, is_flagged: bool, severity: float = 0.5, **changes: Any) -> Verdict:
     """A distorted or a grounded span."""
     given_fields: dict[str, Any] = {
@@ -85,6 +136,8 @@ def make_verdict(span: int, *, is_flagged: bool, severity: float = 0.5, **change
         "explanation": "The answer says 40, the chunk says 30.",
         "fix": "Check the prompt." if is_flagged else None,
         "evidence": (0,) if is_flagged else (),
+        "corpus_evidence": (CORPUS_EVIDENCE,) if is_flagged else (),
+        "prompt_evidence": (PromptLine(message=0, start=3, end=9),) if is_flagged else (),
     }
     return Verdict(**{**given_fields, **changes})
 
@@ -150,6 +203,8 @@ def make_explanation(
                 evidence_end=25,
                 stated="30 seconds",
                 other_positions=(1,),
+                model="reader@ab12",
+                probability=1 / 3,
             )
             for span in spans
         ),
@@ -164,6 +219,7 @@ def make_explanation(
             )
             for span in spans
         ),
+        "corpus_looks": tuple(make_look(number) for number in flagged),
         "coalitions": CoalitionValues(
             positions=(0, 1),
             masks=(0, 1, 2, 3),
@@ -172,6 +228,8 @@ def make_explanation(
             log_probs=tuple((f32(-0.1 * mask), f32(-3.3)) for mask in range(4)),
         ),
         "notes": ("Rollout needs local weights.",),
+        "program": "0.1.0",
+        "thresholds_digest": "59e609c2c3e4c778",
         "cost": Cost(scored_coalitions=4, forwards=3, backwards=2, tokens=12345678901, seconds=1.5),
     }  # fmt: skip
     return Explanation(**{**given_fields, **changes})
@@ -264,8 +322,9 @@ def test_any_numbers_and_texts_read_back(
         ),
         notes=(text,),
     )
-    write_explanation(connection, explanation)
-    assert read_explanation(connection, explanation.trace.id) == explanation
+    written = write_explanation(connection, explanation)  # severities rise: each draw fails the same way
+    assert read_explanation(connection, explanation.trace.id) == written
+    assert replace(written, verdicts=explanation.verdicts) == explanation
 
 
 def test_unstorable_text_is_replaced(connection: Connection) -> None:
@@ -298,6 +357,7 @@ def test_a_rerun_replaces_and_never_doubles(connection: Connection) -> None:
     assert counts == {
         "attribution_run": (1,), "alignment": (2,), "answer_span": (1,), "attribution": (2,), "share": (4,),
         "coalition_values": (1,), "token_heat": (1,), "verdict": (1,), "triage_item": (1,),
+        "corpus_look": (1,), "corpus_evidence": (1,),
     }  # fmt: skip
 
 

@@ -224,6 +224,7 @@ def _finding(
             f"{at}.explanation": verdict.explanation,
             f"{at}.fix": verdict.fix,
             f"{at}.evidence": list(verdict.evidence) or None,
+            f"{at}.corpus_evidence": [f"{row.table} {row.row_id}" for row in verdict.corpus_evidence] or None,
         }
     if support is not None:
         found[f"{at}.support"] = support.state.value

@@ -11,6 +11,13 @@ from uuid import UUID
 from ragblame.attribution.jobs.faults import database_faults
 from ragblame.attribution.jobs.signatures import weigh_spans, with_traffic
 from ragblame.attribution.jobs.stored import fitness_to_json, pack_log_probs, read_explanation
+from ragblame.attribution.jobs.stored_corpus import (
+    EVIDENCE_COLUMNS,
+    LOOK_COLUMNS,
+    evidence_rows,
+    lines_to_array,
+    look_rows,
+)
 from ragblame.attribution.jobs.stored_premises import premises_to_json
 from ragblame.attribution.jobs.triage import lock_items, renew_items
 from ragblame.attribution.verdicts.severity import Factors
@@ -28,7 +35,7 @@ MAX_MESSAGE: Final = 2_000  # code points kept of a failure's message
 # A rerun replaces these; triage_item and review hold people's work and are carried over (triage.py).
 _REWRITTEN: Final = (
     "alignment", "answer_span", "attribution", "share", "coalition_values", "token_heat", "verdict",
-    "attribution_run",
+    "attribution_run", "corpus_look", "corpus_evidence",
 )  # fmt: skip
 
 
@@ -144,15 +151,18 @@ def _tables(
         "trace_id span verdict cause basis support support_rule evidence_position evidence_start "
         "evidence_end stated support_positions evidence confidence severity explanation fix other_causes "
         "reliance_measurable thresholds_version support_model support_probability premises "
-        "probability is_calibrated harm seen",
+        "probability is_calibrated harm seen prompt_evidence",
         [
             (
                 *_verdict_row(trace_id, verdict, supports[verdict.span], premises.get(verdict.span)),
                 *_factors_row(factors.get(verdict.span)),
+                lines_to_array(verdict.prompt_evidence),
             )
             for verdict in e.verdicts
         ],
     )
+    yield "corpus_look", f"trace_id {LOOK_COLUMNS}", look_rows(e)
+    yield "corpus_evidence", f"trace_id place {EVIDENCE_COLUMNS}", evidence_rows(e)
 
 
 def _run_row(e: Explanation) -> tuple[Any, ...]:

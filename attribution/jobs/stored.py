@@ -1,13 +1,14 @@
 """An Explanation read back from PostgreSQL, and the packed forms that only results.py and this file know."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import UUID
 
 import numpy as np
 
 from ragblame.attribution.jobs.faults import database_faults
+from ragblame.attribution.jobs.stored_corpus import lines_from_array, read_evidence, read_looks
 from ragblame.attribution.jobs.stored_premises import premises_from_json
 from ragblame.records import (
     Alignment,
@@ -16,6 +17,7 @@ from ragblame.records import (
     Basis,
     Cause,
     CoalitionValues,
+    CorpusEvidence,
     Cost,
     Explanation,
     Fitness,
@@ -94,7 +96,7 @@ _ALIGNMENT_COLUMNS: Final = (
 )
 _VERDICT_COLUMNS: Final = (
     "span verdict cause basis confidence severity explanation fix evidence other_causes reliance_measurable "
-    "thresholds_version"
+    "thresholds_version prompt_evidence"
 )
 _SUPPORT_COLUMNS: Final = (
     "span support support_rule evidence_position evidence_start evidence_end stated support_positions "
@@ -151,6 +153,7 @@ def _nats(text: str | None) -> float | None:
 
 def _read_parts(rows: Rows, with_heats: bool) -> dict[str, Any]:
     """Everything of an Explanation that stands in a table of its own."""
+    found = read_evidence(rows)
     return {
         "alignments": tuple(
             Alignment(
@@ -192,7 +195,8 @@ def _read_parts(rows: Rows, with_heats: bool) -> dict[str, Any]:
         "attributions": _attributions(rows),
         "heats": _heats(rows) if with_heats else (),
         "supports": tuple(_support(row) for row in rows("verdict", _SUPPORT_COLUMNS, "span")),
-        "verdicts": tuple(_verdict(row) for row in rows("verdict", _VERDICT_COLUMNS, "span")),
+        "verdicts": tuple(_verdict(row, found) for row in rows("verdict", _VERDICT_COLUMNS, "span")),
+        "corpus_looks": read_looks(rows),
         "premises": tuple(
             premises_from_json(span, record)
             for span, record in rows("verdict", "span premises", "span")
@@ -282,9 +286,10 @@ def _support(row: Row) -> Support:
     )
 
 
-def _verdict(row: Row) -> Verdict:
+def _verdict(row: Row, found: Mapping[int, tuple[CorpusEvidence, ...]]) -> Verdict:
+    """``found``: rows of the corpus by span."""
     span, kind, cause, basis, confidence, severity, explanation, fix, evidence, others, *rest = row
-    is_measurable, version = rest
+    is_measurable, version, lines = rest
     return Verdict(
         span=span,
         verdict=VerdictKind(kind),
@@ -298,6 +303,8 @@ def _verdict(row: Row) -> Verdict:
         other_causes=tuple(Cause(other) for other in others),
         reliance_measurable=is_measurable,
         thresholds_version=version,
+        corpus_evidence=found.get(span, ()),
+        prompt_evidence=lines_from_array(lines),
     )
 
 
