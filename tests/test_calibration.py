@@ -52,7 +52,7 @@ def brute_force(rows: list[tuple[float, bool, int]], alpha: float) -> float | No
 def test_the_threshold_is_the_one_that_brute_force_finds(
     rows: list[tuple[float, bool, int]], alpha: float
 ) -> None:
-    """At the threshold the bound holds; at every higher score it does not. None where no threshold can hold."""
+    """At the threshold the bound holds, at every higher score it does not; none can hold: an error."""
     expected = brute_force([row for row in rows if row[1]], alpha)
     scores, wrong, sources = [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows]
     if expected is None:

@@ -20,6 +20,8 @@ ALL = (
     "0003_share_errors.sql",
     "0004_alignment_parts.sql",
     "0005_capture_hosts.sql",
+    "0006_corpus_evidence.sql",
+    "0007_provenance.sql",
 )
 
 
