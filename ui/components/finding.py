@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ragblame.records import Basis, Explanation, Method, Review, Span, Support, Verdict
+from ragblame.ui.components.corpus import corpus_section
 from ragblame.ui.components.nodes import Node, el
 from ragblame.ui.components.wording import (
     VERDICT_CSS,
@@ -50,7 +51,9 @@ def finding(page: TracePage, span: Span) -> Node:
         head,
         el("p", "cause untrusted", verdict.explanation),
         _versus(page, span, support),
+        *_guilty_lines(page, verdict),
         el("dl", "facts", *_facts(page, span, verdict, support)),
+        corpus_section(page, span.index),
         *cautions(page.explanation, verdict.basis),
         *_reviews(page.reviews.get(span.index, ())),
     )
@@ -84,6 +87,19 @@ def _versus(page: TracePage, span: Span, support: Support) -> Node | None:
         el("div", "", el("span", "label", "The answer says"), el("p", "untrusted", said)),
         el("div", "", el("span", "label", where), el("p", "untrusted strong", cut(support.stated, 300))),
     )
+
+
+def _guilty_lines(page: TracePage, verdict: Verdict) -> list[Node]:
+    """Lines of the prompt outside the chunks that made the span what it is, as they stand there."""
+    found = []
+    for line in verdict.prompt_evidence:
+        if line.message >= len(page.trace.prompt):
+            continue
+        message = page.trace.prompt[line.message]
+        where = f"Prompt, message {line.message + 1} ({cut(message.role, 20)}), outside the chunks"
+        quote = el("p", "untrusted strong", cut(message.text[line.start : line.end], 300))
+        found.append(el("div", "guilty", el("span", "label", where), quote))
+    return found
 
 
 def _facts(page: TracePage, span: Span, verdict: Verdict, support: Support) -> list[Node]:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Final
 
-from ragblame.records import Chunk, VerdictKind
+from ragblame.records import Cause, Chunk, CorpusSearch, VerdictKind
 from ragblame.ui.components.nodes import Node, el
 
 # Class names of nodes.css; letters differ so that a verdict can be told in grey print.
@@ -23,6 +23,16 @@ VERDICT_MEANING: Final = {
     VerdictKind.UNDETERMINED: "the numbers do not decide: a person should",
 }
 
+NOT_USED: Final = {  # why a row of the corpus was not in the prompt
+    Cause.QUERY_REWRITING: "Not used: the question would have found it, the rewritten query did not.",
+    Cause.RANKED_TOO_LOW: "Not used: other rows ranked before it.",
+    Cause.INDEX_MISS: "Not used: it ranks within k, and the index did not return it.",
+    Cause.FILTERED_OUT: "Not used: it does not pass the retriever's filter.",
+    Cause.SEMANTIC_GAP: "Not used: the query's vector does not see it.",
+    Cause.NOT_THERE_YET: "Not used: it did not say so yet when the answer was given.",
+    Cause.CUT_APART: "Not used: only together with its neighbour it says so.",
+}
+
 
 def verdict_badge(kind: VerdictKind) -> Node:
     """Letter and word in the colours of the verdict."""
@@ -39,6 +49,22 @@ def source_of(chunk: Chunk) -> str:
         if isinstance(value, str) and value.strip():
             return value[:200]
     return (chunk.source_id or f"chunk {chunk.position + 1}")[:200]
+
+
+def rank_of(rank: int | None, *, is_exact: bool) -> str:
+    """A rank for the query, with what it is worth."""
+    if rank is None:
+        return "rank for the query not known"
+    return (
+        f"exact rank {rank} for the query" if is_exact else f"about rank {rank} for the query (approximate)"
+    )
+
+
+def exactness(search: CorpusSearch) -> str:
+    """How far a search of the corpus can be trusted."""
+    if not search.is_complete:
+        return "not finished"
+    return "exact" if search.is_exact else "approximate"
 
 
 def ago(at: datetime, now: datetime | None = None) -> str:
