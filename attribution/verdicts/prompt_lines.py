@@ -30,7 +30,7 @@ _MEMORY = re.compile(
     re.IGNORECASE,
 )
 _DENIED = re.compile(
-    r"\b(?:not|never|n't|no|nor|without|avoid|instead\s+of|rather\s+than)\b[^.!?;]{0,30}$", re.IGNORECASE
+    r"\b(?:not|never|n't|no|nor|without|avoid|instead\s+of|rather\s+than)\b[^.!?;,]{0,30}$", re.IGNORECASE
 )
 _CONDITION = re.compile(r"\b(?:if|unless|when|where|otherwise|only\s+then)\b", re.IGNORECASE)
 
