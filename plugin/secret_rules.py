@@ -12,6 +12,10 @@ from ragblame.records import MASK
 
 _LONG: Final = 16  # code points of the shortest token worth looking at
 LOOKS_INSIDE: Final = 256  # values that are no secret and are read again for one inside: keeps it linear
+_LONG_RUN: Final = b"x" * _LONG
+_BLANK_OR_NOT: Final = bytes(
+    ord(" ") if byte < 128 and chr(byte).isspace() else ord("x") for byte in range(256)
+)
 _NEAR: Final = 48  # code points before "=" that may name a credential
 
 # Beginnings that vendors reserve for their keys, and what follows.
@@ -67,6 +71,31 @@ _PLAIN: Final = re.compile(
 _SAID: Final = ("assword is ", "assword was ", "assphrase is ", "asscode is ", "assword: ", "PIN is ")
 _SAID_VALUE: Final = re.compile(r"(?:now |set to |still )?(?P<quote>[\"'`“‘]?)(?P<word>[^\s\"'`”’,;<>()]+)")
 _OPENING: Final = " \t\"'`\\"
+
+
+def may_hold_private_keys(text: str) -> bool:
+    """Whether ``private_keys`` can find anything in any part of a text: one look at all texts of a trace."""
+    return "-----BEGIN " in text
+
+
+def may_hold_tokens(text: str) -> bool:
+    """As above, for ``tokens``: a long run without white space; ASCII's, so that one search tells."""
+    return _LONG_RUN in text.encode("utf-8", "surrogatepass").translate(_BLANK_OR_NOT)
+
+
+def may_hold_url_passwords(text: str) -> bool:
+    """As above, for ``url_passwords``."""
+    return "://" in text
+
+
+def may_hold_named_secrets(text: str) -> bool:
+    """As above, for ``named_secrets``."""
+    return ":" in text or "=" in text
+
+
+def may_hold_said_passwords(text: str) -> bool:
+    """As above, for ``said_passwords``."""
+    return ("ass" in text and any(words in text for words in _SAID)) or "PIN is " in text
 
 
 def private_keys(text: str) -> Iterator[tuple[int, int]]:

@@ -25,7 +25,7 @@ from ragblame import BlameHandler, flush, redact_with
 from ragblame.attribution.alignment import align_chunks
 from ragblame.plugin.counters import counters
 from ragblame.plugin.personal_rules import cards, emails, ibans, phones
-from ragblame.plugin.redaction import PERSONAL_RULES, SECRET_RULES, Redactor
+from ragblame.plugin.redaction import HINTS, PERSONAL_RULES, SECRET_RULES, Redactor
 from ragblame.records import MASK, AlignmentState, Chunk, Json, Message, Trace
 from ragblame.settings import Settings
 from ragblame.trace_json import trace_to_json
@@ -311,12 +311,70 @@ def test_a_failing_rule_masks_the_text_whole(rule: Any, caplog: pytest.LogCaptur
     assert aligned[0].state is AlignmentState.MISSING
 
 
+HINTING = (
+    *(
+        "-----BEGIN RSA PRIVATE " + "KEY-----",
+        "-----END RSA PRIVATE " + "KEY-----",
+        "https://u:",
+        "hunter2",
+        "@h",
+    ),
+    *(
+        "AKIA" + "Q7" * 8,
+        "ghp_" + "a1" * 12,
+        "eyJhbGciOiJ" + ".eyJzdWIiOiIx.abc",
+        "sk-" + "a1" * 12,
+        "é",
+        "\n",
+    ),
+    *("password=", "api_key: ", '"', "Bearer ", "authorization: ", "The password is ", "PIN is ", "12345678"),
+    *(
+        "passphrase is ",
+        "the passcode is ",
+        "hooks.slack.com/services/",
+        "T0/B0/" + "z9" * 9,
+        "\ud800",
+        "\x1f",
+    ),
+    *(" ", "x", "=>", "\u00a0", "\u3000"),
+)
+
+
 @pytest.mark.parametrize("name", [*SECRET_RULES, *PERSONAL_RULES])
 def test_a_failing_built_in_rule_fails_closed_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault of ours in any single rule hides the text, it does not let it pass."""
     rules = SECRET_RULES if name in SECRET_RULES else PERSONAL_RULES
     monkeypatch.setitem(rules, name, raises)
-    assert masked("plain words", **ALL) == MASK * 11
+    text = "-----BEGIN :// words that every rule looks at, assword is never-so-plain-at-all: "
+    assert masked(text, **ALL) == MASK * len(text)
+
+
+@given(st.lists(st.sampled_from(HINTING), max_size=12).map("".join))
+@settings(max_examples=300, deadline=None)
+def test_no_rule_is_skipped_that_would_find_something(text: str) -> None:
+    """What tells that a rule need not look is true of every text in which the rule finds anything."""
+    for name, rule in SECRET_RULES.items():
+        if list(rule(text)):
+            assert HINTS[name](f"before\n{text}\nafter")
+
+
+def test_a_failing_hint_lets_the_rule_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortcut fails closed as well."""
+    monkeypatch.setitem(HINTS, "password in a URL", raises)
+    assert hidden("see https://me:hunter2@host/x") == ["hunter2"]
+
+
+def test_a_trace_without_secrets_is_the_same_object() -> None:
+    """Nothing to hide, nothing made anew; a key that names a secret, or a cut end, is something to hide."""
+    plain = trace_of(answer="The port is 2959.", chunks=(Chunk(position=0, text="It is 2959."),))
+    assert Redactor().redact(plain) is plain
+    for named in (
+        dataclasses.replace(plain, metadata={"deep": {"list": [{"api_key": "x"}]}}),
+        dataclasses.replace(plain, chunks=(Chunk(position=0, text="a", metadata={"password": "b"}),)),
+        dataclasses.replace(plain, metadata={"p" * 200 + "password": "c"}),
+        dataclasses.replace(plain, truncated={"answer": 900}),
+    ):
+        assert MASK in repr(Redactor().redact(named))
 
 
 def test_an_own_rule_says_ranges_or_a_text() -> None:
