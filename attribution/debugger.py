@@ -19,6 +19,7 @@ from ragblame.attribution.spans import segment
 from ragblame.attribution.verdicts.causes import judge
 from ragblame.attribution.verdicts.corpus_causes import asks_corpus, asks_freshness, look_into
 from ragblame.attribution.verdicts.normalise import words
+from ragblame.attribution.verdicts.other_words import Reader, with_conflicts
 from ragblame.attribution.verdicts.premises import premises_of
 from ragblame.attribution.verdicts.prompt_lines import with_prompt_lines
 from ragblame.attribution.verdicts.reading import settle
@@ -66,6 +67,8 @@ class _Measured:
     heats: list[TokenHeat] = field(default_factory=list)
     coalitions: CoalitionValues | None = None
     influences: dict[int, Influence] = field(default_factory=dict)  # by span; empty: text alone decides
+    layout: "Layout | None" = None  # None: the scorer cannot read the answer
+    rewritten: dict[int, str | None] = field(default_factory=dict)  # by span: without what supports it
     notes: list[str] = field(default_factory=list)
 
 
@@ -243,7 +246,12 @@ class _Run:
         self._look("verdict", 0.0)
         read = findings
         findings = tuple(
-            settle(finding, measured.influences.get(span.index), self.thresholds)
+            with_conflicts(
+                settle(finding, measured.influences.get(span.index), self.thresholds),
+                measured.rewritten.get(span.index),
+                trace.answer[span.start : span.end],
+                trace.chunks,
+            )
             for span, finding in zip(spans, findings, strict=True)
         )
         if has_prompt:
@@ -256,7 +264,7 @@ class _Run:
             decisions.append(decision)
             verdicts.append(judge(trace, span, finding, decision, influence, self.thresholds))
         self.progress("verdict", 1.0)
-        looks, corpus_notes = self._look_into_corpus(spans, findings, verdicts)
+        looks, corpus_notes = self._look_into_corpus(spans, findings, verdicts, measured)
         notes = [
             *([segmentation.note] if segmentation.note else []),
             *alignment_notes(alignments),
@@ -283,7 +291,11 @@ class _Run:
         )
 
     def _look_into_corpus(
-        self, spans: Sequence[Span], findings: Sequence[Finding], verdicts: list[Verdict]
+        self,
+        spans: Sequence[Span],
+        findings: Sequence[Finding],
+        verdicts: list[Verdict],
+        measured: _Measured,
     ) -> tuple[list[CorpusLook], list[str]]:
         """Ask about the worst spans whose evidence is not in the prompt; their ``verdicts`` are replaced."""
         if self.probe is None or not self.max_corpus_spans:
@@ -307,8 +319,9 @@ class _Run:
             try:
                 request = request_for(self.trace, spans[at])
                 report = self.probe.probe(request)
+                read = self._reader(spans[at], measured)
                 verdicts[at], look = look_into(
-                    self.trace, spans[at], verdicts[at], findings[at], request, report
+                    self.trace, spans[at], verdicts[at], findings[at], request, report, read
                 )
             except Exception as error:  # the probe's own world: whatever it is, the verdicts stand
                 name = "" if isinstance(error, RagblameError) else f"{type(error).__name__}: "
@@ -320,6 +333,16 @@ class _Run:
                 break  # the next would meet the same
             looks.append(look)
         return sorted(looks, key=lambda look: look.span), notes
+
+    def _reader(self, span: Span, measured: _Measured) -> Reader | None:
+        """Has the model read texts of the corpus; None where no scorer can explain the span."""
+        layout, influence = measured.layout, measured.influences.get(span.index)
+        scorer = self.scorer
+        if scorer is None or layout is None or influence is None:
+            return None
+        from ragblame.attribution.methods.rewriting import with_text
+
+        return lambda texts: with_text(scorer, layout, span, texts, influence.shares)
 
     def _ref(self) -> ScorerRef | None:
         return None if self.scorer is None else self.scorer.ref
@@ -364,8 +387,10 @@ class _Run:
                 "the text alone."
             )
             return measured
+        measured.layout = layout
         self._share(layout, spans, measured)
         self._ask_counterfactual(layout, spans, findings, measured)
+        self._rewrite(layout, spans, findings, measured)
         self._heat(layout, spans, findings, measured)
         return measured
 
@@ -448,6 +473,30 @@ class _Run:
         for probe, nats in zip(probes, preferred, strict=True):
             index = probe.span.index
             measured.influences[index] = replace(measured.influences[index], follow=nats)
+
+    def _rewrite(
+        self,
+        layout: "Layout",
+        spans: Sequence[Span],
+        findings: Sequence[Finding],
+        measured: _Measured,
+    ) -> None:
+        """Where another chunk may say otherwise: what it writes without the supporting ones."""
+        from ragblame.attribution.methods.rewriting import without
+
+        assert self.scorer is not None
+        for span, finding in zip(spans, findings, strict=True):
+            support = finding.support
+            if not finding.may_conflict or support.position is None or span.index not in measured.influences:
+                continue
+            self._look("rewriting", 0.0)
+            try:
+                measured.rewritten[span.index] = without(
+                    self.scorer, layout, span, (support.position, *support.other_positions)
+                )
+            except ModelError as error:
+                measured.notes.append(f"Chunks that may disagree were not compared: {error}")
+                return
 
     def _heat(
         self,

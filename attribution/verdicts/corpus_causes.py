@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ragblame.attribution.verdicts.causes import FIX, quoted
+from ragblame.attribution.verdicts.other_words import Reader, evidence_in
 from ragblame.attribution.verdicts.support import Finding, examine_apart
 from ragblame.corpus import (
     FoundChunk,
@@ -39,6 +40,7 @@ from ragblame.records import (
 DEEP: Final = 50  # ranks up to here are a matter of ranking, beyond it the vector does not see the row
 LEAST_K: Final = 4  # where nothing was retrieved and k is not known: LangChain's own default
 MAX_EVIDENCE: Final = 5  # rows kept of one span
+MAX_READ: Final = 6  # rows that the model reads for one span
 MAX_QUOTE: Final = 400  # code points kept of a sentence
 MAX_NOTE: Final = 500
 SEARCHES: Final = 4  # named of those that found a row
@@ -81,13 +83,20 @@ def asks_freshness(verdict: Verdict, finding: Finding, span: Span) -> bool:
 
 
 def look_into(
-    trace: Trace, span: Span, verdict: Verdict, finding: Finding, request: ProbeRequest, report: ProbeReport
+    trace: Trace,
+    span: Span,
+    verdict: Verdict,
+    finding: Finding,
+    request: ProbeRequest,
+    report: ProbeReport,
+    read: Reader | None = None,
 ) -> tuple[Verdict, CorpusLook]:
     """The verdict with the cause that the corpus shows, and what was asked. Never raises on any text.
 
-    ``request`` and ``report``: the probe's, about this span.
+    ``request`` and ``report``: the probe's, about this span. ``read``: has the model read rows that may say
+    it in other words; None: nobody can, and only the rules tell.
     """
-    case = _Case(trace, span, finding, request, report, retrieval_of(trace))
+    case = _Case(trace, span, finding, request, report, retrieval_of(trace), read)
     if finding.support.state is SupportState.ENTAILED:
         return _stale(case, verdict), case.look()
     return _missing(case, verdict), case.look()
@@ -103,6 +112,7 @@ class _Case:
     request: ProbeRequest
     report: ProbeReport
     retrieval: Retrieval
+    read: Reader | None
 
     @property
     def k(self) -> int:
@@ -196,6 +206,31 @@ def _evidence(case: _Case, rows: Sequence[FoundChunk]) -> list[_Row]:
     )
     return [
         _Row(row, finding, row.text) for row, finding in zip(rows, findings, strict=True) if _tells(finding)
+    ]
+
+
+def _in_other_words(case: _Case, rows: Sequence[FoundChunk]) -> list[_Row]:
+    """The rows about the span's subject from which the model would have written another value."""
+    if case.read is None:
+        return []
+    findings = examine_apart(
+        case.trace.question,
+        case.trace.answer,
+        case.span,
+        [_as_chunk(place, row.text) for place, row in enumerate(rows)],
+        case.trace.chunks,
+    )
+    doubtful = [
+        (row, finding)
+        for row, finding in zip(rows, findings, strict=True)
+        if finding.is_about or (finding.support.state is SupportState.CONTRADICTED and not finding.is_sure)
+    ][:MAX_READ]
+    said = case.trace.answer[case.span.start : case.span.end]
+    written = case.read([row.text for row, _ in doubtful])
+    return [
+        _Row(row, evidence, row.text)
+        for (row, finding), words in zip(doubtful, written, strict=True)
+        if (evidence := evidence_in(row.text, words, said, finding)) is not None
     ]
 
 
@@ -331,7 +366,8 @@ def _missing(case: _Case, verdict: Verdict) -> Verdict:
     changed = [
         row for row in case.report.chunks if row.is_retrieved and captured.get(row.id, row.text) != row.text
     ]
-    found = [(each, _cause_of(case, each.row)) for each in _evidence(case, others)]
+    evidence = _evidence(case, others) or _in_other_words(case, others)
+    found = [(each, _cause_of(case, each.row)) for each in evidence]
     if not found:
         found = [(each, Cause.NOT_THERE_YET) for each in _evidence(case, changed)]
     if not found:

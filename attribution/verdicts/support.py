@@ -50,10 +50,13 @@ class Finding:
 
     support: Support
     conflicts: tuple[tuple[int, str], ...] = ()  # further chunk in the prompt, the other value it states
+    # further chunk with another value of the kind for the subject: in other words, or of another attribute
+    may_conflict: tuple[int, ...] = ()
     borrowed_from: tuple[int, ...] = ()  # chunks where the value stands with another subject only
     dropped: tuple[int, ...] = ()  # chunks outside the prompt that say it, or state what it should be
     # entailed, contradicted: of the same subject and attribute, not merely of words that would fit
     is_sure: bool = True
+    is_about: bool = False  # ``examine_apart``: a sentence is about the span's subject, whatever it says
     copied_from: tuple[PromptLine, ...] = ()  # lines of the prompt outside the chunks that say it
     told_by: tuple[PromptLine, ...] = ()  # lines that ask for an answer from memory
 
@@ -73,6 +76,7 @@ class _Against:
 
     sentence: Sentence
     stated: str
+    stems: frozenset[str]  # of what is stated
     attribute: float  # share of the attribute's name that it says, [0, 1]
 
 
@@ -127,8 +131,12 @@ def examine_apart(
     own = defaultdict(list)
     for sentence in evidence.sentences:
         own[sentence.position].append(sentence)
+    whose = claim.subject_stems
     return tuple(
-        _Checker(question, evidence, in_prompt=True, only=own[chunk.position]).check(claim)
+        replace(
+            _Checker(question, evidence, in_prompt=True, only=own[chunk.position]).check(claim),
+            is_about=bool(whose) and any(whose <= sentence.reach for sentence in own[chunk.position]),
+        )
         for chunk in chunks
     )
 
@@ -238,13 +246,17 @@ class _Checker:
         """Said, perhaps with another chunk that says otherwise."""
         sure = {hit.sentence.position for hit in good}
         least = max(SAME_ATTRIBUTE, *(self._attribute(claim, hit.sentence) for hit in good))
+        others = [other for other in reversed(against) if other.sentence.position not in sure]
         conflicts = {
             other.sentence.position: other.stated
-            for other in reversed(against)
-            if other.attribute >= least and other.sentence.position not in sure
+            for other in others
+            if other.attribute >= least or any(_is_parallel(claim, hit.sentence, other) for hit in good)
         }
+        open_ones = sorted({other.sentence.position for other in others} - conflicts.keys())
         return replace(
-            _found(claim, good, f"{noun} with its subject"), conflicts=tuple(sorted(conflicts.items()))
+            _found(claim, good, f"{noun} with its subject"),
+            conflicts=tuple(sorted(conflicts.items())),
+            may_conflict=tuple(open_ones),
         )
 
     def _is_beaten(self, claim: Claim, good: Sequence[_Hit], against: Sequence[_Against]) -> bool:
@@ -327,7 +339,7 @@ class _Checker:
             is_minimal = len(further) <= MINIMAL
             is_named = attribute >= SAME_ATTRIBUTE and (is_minimal or bool(claim.quantities))
             if is_named or (stated.is_distinctive and match is Match.SAME and is_minimal):
-                found.append(_Against(sentence, stated.text, attribute))
+                found.append(_Against(sentence, stated.text, stated.stems, attribute))
         return sorted(found, key=lambda each: -each.attribute)
 
     def _check_clause(self, claim: Claim) -> Finding:
@@ -393,6 +405,11 @@ def _found(claim: Claim, hits: Sequence[_Hit], rule: str) -> Finding:
     others = sorted({hit.sentence.position for hit in hits} - {best.sentence.position})
     support = _support(claim, SupportState.ENTAILED, rule, best.sentence)
     return Finding(support=replace(support, other_positions=tuple(others)), is_sure=_is_sure(claim, best))
+
+
+def _is_parallel(claim: Claim, said: Sentence, other: _Against) -> bool:
+    """Whether two sentences are one and the same but for the value."""
+    return said.reach - claim.stems == other.sentence.reach - other.stems
 
 
 def _is_sure(claim: Claim, hit: _Hit) -> bool:

@@ -19,6 +19,7 @@ from psycopg import sql
 
 from ragblame.attribution.evaluation.faults import Fault
 from ragblame.attribution.sentences import split_sentences
+from ragblame.attribution.world.episodes import write_chunk
 from ragblame.attribution.world.facts import draw_fact
 from ragblame.attribution.world.values import Split
 from ragblame.attribution.world.wording import answer_parts
@@ -163,14 +164,17 @@ def _copied(site: Site, source: Source, asked: Asked, rng: random.Random) -> Con
     while (other := draw_fact(rng, source.claim.attribute, Split.HELD_OUT)) == source.value:
         pass
     page = site.pages[row.slug]
-    slug, text = f"{page.slug}-{COPY}", row.text.replace(source.value, other)
+    slug, way = f"{page.slug}-{COPY}", rng.choice(("same words", "other words"))
+    text = row.text.replace(source.value, other)
+    if way == "other words":
+        text = write_chunk(rng, source.claim.entity, [(source.claim.attribute, other)]).text
     file = site.folder / f"{slug}.jsonl"
     copy = replace(page, slug=slug, chunks=())
     file.write_text(f"{line(copy, text)}\n", "utf-8")
     ingest_paths(site.conn, [file], site.embeddings, one_chunk_per_paragraph=True, relative_to=site.folder)
     file.unlink()
     try:
-        yield Injected(way="second page", parts=asked.parts, copied=other, copied_text=text)
+        yield Injected(way=way, parts=asked.parts, copied=other, copied_text=text)
     finally:
         remove_documents(site.conn, [f"{file.name}#{slug}"])
 
