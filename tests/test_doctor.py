@@ -8,16 +8,17 @@ from typing import Any
 import psycopg
 import pytest
 
-from ragblame import database
+from ragblame import database, settings
 from ragblame.plugin.spool import Spool
 from ragblame.records import Trace
 from ragblame.traces import new_trace_id, write_traces
 from ragblame.ui import cli, doctor
 from ragblame.ui.doctor import Check, State, run_checks
+from ragblame.ui.doctor_corpus import NEXT
 
 NAMES = [
-    "settings", "database", "migrations", "pgvector", "partitions", "worker", "queue", "model", "embeddings",
-    "disk spool",
+    "settings", "database", "migrations", "pgvector", "partitions", "worker", "queue", "corpus", "model",
+    "embeddings", "disk spool",
 ]  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def test_a_database_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["database"].state is State.FAILED
     assert "start PostgreSQL or correct RAGBLAME_DATABASE_URL" in found["database"].detail
     assert [check.state for check in found.values()].count(State.FAILED) == 1
-    assert [check.state for check in found.values()].count(State.SKIPPED) == 5
+    assert [check.state for check in found.values()].count(State.SKIPPED) == 6
 
 
 def test_no_database_configured_and_none_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -231,3 +232,24 @@ def test_exit_code_and_json(
         "detail": "no worker runs",
         "next_step": "run `ragblame worker`",
     } in (said["checks"])
+
+
+def test_the_corpus(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which tables causes look into; none and a wrong name come with the next step, switched off is fine."""
+    found = look(database_url, monkeypatch)["corpus"]
+    assert (found.state, found.next_step) == (State.WARNING, NEXT)
+    table = {"table": "runbooks", "id": "id", "text": "t", "vector": "v"}
+    monkeypatch.setenv("RAGBLAME_PROBE_CORPORA", json.dumps([table]))
+    settings.load_settings.cache_clear()
+    found = look(database_url, monkeypatch)["corpus"]
+    assert found.state is State.FAILED
+    assert "there is no table 'public.runbooks'" in found.detail
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("CREATE TABLE public.runbooks (id text, t text, v public.vector(3))")
+        conn.execute("INSERT INTO public.runbooks VALUES ('a', 'b', '[1,2,3]')")
+        conn.execute("ANALYZE public.runbooks")
+    found = look(database_url, monkeypatch)["corpus"]
+    assert (found.state, found.detail) == (State.OK, "causes look into public.runbooks (about 1 rows)")
+    monkeypatch.setenv("RAGBLAME_PROBE_SPANS", "0")
+    settings.load_settings.cache_clear()
+    assert look(database_url, monkeypatch)["corpus"].state is State.OK

@@ -96,7 +96,7 @@ def _check_settings(settings: Settings) -> Check:
 
 # The database and what is in it -----------------------------------------------------------------------------
 
-_DATABASE: Final = ("database", "migrations", "pgvector", "partitions", "worker", "queue")
+_DATABASE: Final = ("database", "migrations", "pgvector", "partitions", "worker", "queue", "corpus")
 
 
 def _check_database(settings: Settings) -> Iterator[Check]:
@@ -121,6 +121,7 @@ def _check_database(settings: Settings) -> Iterator[Check]:
             yield Check(name=name, state=State.SKIPPED, detail="the migrations must be applied first")
         else:
             yield _guarded(name, lambda check=check: _with_connection(url, check))  # type: ignore[misc]
+    yield _guarded("corpus", lambda: _check_corpus(settings))
 
 
 def _reach_database(settings: Settings) -> Check:
@@ -167,6 +168,12 @@ def _check_vector(url: str) -> Check:
             next_step="run `ragblame migrate`: it installs the extension or says what is missing",
         )
     return Check(name="pgvector", state=State.OK, detail=f"version {version}")
+
+
+def _check_corpus(settings: Settings) -> Check:
+    from ragblame.ui.doctor_corpus import check_corpus
+
+    return check_corpus(settings)
 
 
 def _with_connection(url: str, check: "Callable[[psycopg.Connection[Any]], Check]") -> Check:
