@@ -12,16 +12,23 @@ from hypothesis import strategies as st
 
 from ragblame.records import (
     AlignmentState,
+    Cause,
+    CorpusEvidence,
+    CorpusLook,
+    CorpusSearch,
     Explanation,
     Method,
+    PromptLine,
     Span,
     SpanKind,
+    SupportState,
     TokenHeat,
     VerdictKind,
 )
 from ragblame.ui.components import nodes
 from ragblame.ui.components.answer import WINDOW, answer_block, question_block, window
 from ragblame.ui.components.chunks import chunk_cards, heat_step, prompt_order
+from ragblame.ui.components.corpus import corpus_section
 from ragblame.ui.components.finding import cautions, finding
 from ragblame.ui.components.heatmap import MAX_CHUNKS, MAX_SPANS, heat_cells, heat_map, heat_table
 from ragblame.ui.components.nodes import Node, el, text_of, to_plain
@@ -446,3 +453,90 @@ def test_small_wordings() -> None:
     assert (nats(None), nats(-1.234), nats(0.5)) == ("–", "−1.23", "+0.50")
     assert cut("a\n b\tc", 10) == "a b c"
     assert cut("abcdef", 4) == "abc…"
+
+
+def test_evidence_of_the_corpus_is_drawn_as_text() -> None:
+    """Row, rank, k, why it was not used and every search are there as words; markup in a row stays text."""
+    explanation, hostile = example_explanations()[0], " ".join(HOSTILE)
+    span = explanation.spans[0]
+    row = CorpusEvidence(
+        table="public.runbooks",
+        row_id="<b>7</b>",
+        state=SupportState.CONTRADICTED,
+        rule="another value for the subject",
+        cause=Cause.RANKED_TOO_LOW,
+        start=0,
+        end=9,
+        quote=hostile,
+        rank=14,
+        is_exact=False,
+        found_by=("query, nearest vectors",),
+    )
+    hidden = replace(row, quote="", cause=Cause.FILTERED_OUT, passes_filter=False, rank=2, is_exact=True)
+    search = CorpusSearch(
+        text="claim",
+        way="all words",
+        is_filtered=True,
+        is_exact=False,
+        is_complete=False,
+        found=3,
+        seconds=0.25,
+        note=hostile,
+    )
+    look = CorpusLook(
+        span=span.index,
+        table="public.runbooks",
+        rows=1_000,
+        k=4,
+        is_k_known=True,
+        is_filtered=True,
+        seconds=1.5,
+        searches=(search,),
+        notes=(hostile,),
+    )
+    shown = page_of(
+        replace(
+            explanation,
+            corpus_looks=(look,),
+            verdicts=tuple(
+                replace(verdict, corpus_evidence=(row, hidden)) if verdict.span == span.index else verdict
+                for verdict in explanation.verdicts
+            ),
+        )
+    )
+    section = corpus_section(shown, span.index)
+    assert section is not None
+    first, second = (text_of(card) for card in with_class(section, "card"))
+    assert cut(hostile, 400) in first
+    assert "about rank 14 for the query (approximate) · k = 4 · found by query, nearest vectors" in first
+    assert "other rows ranked before it" in first
+    assert "<b>7</b>" in first
+    assert "exact rank 2" in second
+    assert "does not pass the retriever's filter" in second
+    assert "its text was not stored" in second
+    assert "not finished" in text_of(with_class(section, "searches")[0])
+    assert "1 search in public.runbooks of about 1,000 rows, 1.50 s" in text_of(section)
+    assert {node.tag for node in walk(section)} <= {
+        "section", "h4", "article", "header", "span", "p", "div", "mark", "details", "summary", "table",
+        "thead", "tbody", "tr", "th", "td",
+    }  # fmt: skip
+    assert corpus_section(page_of(explanation), span.index) is None
+
+
+def test_guilty_lines_of_the_prompt_are_quoted() -> None:
+    """The line is quoted from the prompt as it stands there, with the message it stands in."""
+    explanation = example_explanations()[0]
+    span = explanation.spans[0]
+    line = PromptLine(message=0, start=0, end=12)
+    nowhere = PromptLine(message=99, start=0, end=12)  # of an earlier prompt
+    shown = page_of(
+        replace(
+            explanation,
+            verdicts=tuple(
+                replace(verdict, prompt_evidence=(line, nowhere)) for verdict in explanation.verdicts
+            ),
+        )
+    )
+    (quoted,) = with_class(finding(shown, span), "guilty")
+    assert cut(explanation.trace.prompt[0].text[:12], 300) in text_of(quoted)
+    assert "message 1" in text_of(quoted)
