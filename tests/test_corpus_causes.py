@@ -9,9 +9,11 @@ import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from ragblame import database
 from ragblame.attribution.debugger import Debugger
+from ragblame.attribution.jobs.attribute import attribute_trace
 from ragblame.attribution.jobs.corpora import Corpora
 from ragblame.attribution.jobs.results import read_explanation, write_explanation
 from ragblame.attribution.verdicts.corpus_causes import look_into
@@ -39,6 +41,7 @@ from tests.probe_corpus import PlantedEmbeddings, fill, near, random_vector, sto
 QUESTION = "What port does the Kestrel gateway listen on?"
 REWRITTEN = "kestrel networking basics"
 GOLD = "The Kestrel gateway listens on port 8443."
+ANSWERED = "The port on which the Kestrel gateway listens is 8443."
 ANSWER = "The Kestrel gateway listens on port 9999."
 DECOYS = [f"The Osprey cache number {number} keeps its entries in memory." for number in range(12)]
 K = 4
@@ -278,9 +281,8 @@ def test_q_the_rewritten_query_lost_it(corpus: Corpus) -> None:
     assert evidence.rank > K
     assert f"#1 for the question but #{evidence.rank} for the rewritten query" in verdict.explanation
     corpus.conn.execute("DELETE FROM chunk WHERE text = %s", (GOLD,))
-    far = "The port on which the Kestrel gateway listens is 8443."
-    corpus.place(far, 0.1 + 0.02 * 8.5)
-    corpus.add({"far": [far]})
+    corpus.place(ANSWERED, 0.1 + 0.02 * 8.5)
+    corpus.add({"far": [ANSWERED]})
     assert flagged(corpus.explain(corpus.trace(DECOYS[8:], query=REWRITTEN))).cause is Cause.RANKED_TOO_LOW
 
 
@@ -320,6 +322,11 @@ def test_k_is_taken_from_what_was_retrieved_where_nobody_told_it(corpus: Corpus)
     (look,) = explanation.corpus_looks
     assert (look.k, look.is_k_known) == (4, False)
     assert "a filter may be why" in look.notes[-1]
+    corpus.place(ANSWERED, 0.05)
+    corpus.add({"nearest": [ANSWERED]})
+    nearest = flagged(corpus.explain(replace(corpus.trace(), metadata={})))
+    assert nearest.cause is Cause.INDEX_MISS
+    assert "by the index, or by a filter that was not captured" in nearest.explanation
 
 
 def test_hostile_text_of_the_corpus_stays_data(corpus: Corpus) -> None:
@@ -355,6 +362,29 @@ def test_secrets_of_the_corpus_are_masked_as_captured_ones_are(corpus: Corpus) -
     assert "hunter2-Xy77-plum" in plain.corpus_evidence[0].quote
     assert "hunter2-Xy77-plum" not in str(verdict)
     assert len(verdict.corpus_evidence[0].quote) == len(plain.corpus_evidence[0].quote)
+
+
+def test_the_worker_asks_the_corpus_that_the_chunks_name(corpus: Corpus) -> None:
+    """From a stored trace to stored evidence, through the configured corpora, as worker and explain do it."""
+    corpus.place(GOLD, 0.1 + 0.02 * 8.5)
+    corpus.add({"gold": [GOLD]})
+    trace = corpus.trace()
+    write_traces(corpus.conn, [trace])
+    chosen = Settings(database_url=SecretStr(corpus.url), probe_seconds=10)
+    corpora = Corpora(settings=chosen, load=lambda: corpus.embeddings)
+    try:
+        done = attribute_trace(corpus.url, Debugger.text_only(probe=corpora), trace.id)
+    finally:
+        corpora.close()
+    assert flagged(done).cause is Cause.RANKED_TOO_LOW
+    stored = read_explanation(corpus.conn, trace.id)
+    assert stored is not None
+    assert flagged(stored).corpus_evidence == flagged(done).corpus_evidence
+    assert stored.corpus_looks == done.corpus_looks
+    unknown = replace(trace, chunks=tuple(replace(c, source_table="public.gone") for c in trace.chunks))
+    explanation = Debugger.text_only(probe=corpora).explain_trace(unknown)
+    assert flagged(explanation).cause is Cause.NO_EVIDENCE_IN_PROMPT
+    assert "public.gone is no configured corpus" in explanation.notes[-1]
 
 
 # The door ------------------------------------------------------------------------------------------------

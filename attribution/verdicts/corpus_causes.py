@@ -124,6 +124,11 @@ class _Case:
         return self.request.filter is not None
 
     @property
+    def is_untold(self) -> bool:
+        """Whether nothing is known of how the retriever searched."""
+        return self.request.k is None and not self.is_filtered and self.retrieval.search_type is None
+
+    @property
     def is_hybrid(self) -> bool:
         """Whether the retriever's order is our own fused one."""
         if self.retrieval.search_type is not None:
@@ -155,7 +160,7 @@ class _Case:
         notes = list(self.report.notes)
         if self.retrieval.is_filter_lost:
             notes.append("The retriever's filter could not be captured: the corpus was asked without it.")
-        elif self.request.k is None and not self.is_filtered and self.retrieval.search_type is None:
+        elif self.is_untold:
             notes.append("Neither k nor a filter was captured: a filter may be why a row was not retrieved.")
         return CorpusLook(
             span=self.span.index,
@@ -505,6 +510,11 @@ def _why(case: _Case, record: CorpusEvidence) -> str:
             fused = None if row is None else _fused_rank(case, row)
             beside = "" if fused is None else f" and #{fused} in the hybrid order"
             return f"the right chunk is {rank} for the query{beside}, and {k}"
+        case Cause.INDEX_MISS if case.is_untold:
+            return (
+                f"the right chunk is {rank} for the query, and {k}, but not this one: by the index, or by a "
+                "filter that was not captured"
+            )
         case Cause.INDEX_MISS:
             return f"the right chunk is {rank} for the query, and {k}, but the index did not return it"
         case Cause.FILTERED_OUT:
