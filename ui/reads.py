@@ -20,6 +20,7 @@ LONGEST: Final = 600  # code points shown from the start of a flagged span on
 PAGE_ROWS: Final = 50
 FACET_ROWS: Final = 50_000  # newest matching spans that the counts look at; bounds their cost
 RELIED: Final = 1.0  # nats; a smaller share names no chunk as the source of a span
+MOST_SAME: Final = 500  # the same failure is counted up to here
 CONTEXT: Final = 140  # code points of the sentence shown on either side of a flagged span
 
 
@@ -54,6 +55,7 @@ class Filters:
     text: str = ""  # words all of which occur, "quoted phrases", a trace id, run id or session id
     since: datetime | None = None  # traces asked at or after
     progress: Progress | None = None  # only the list of traces looks at it
+    same: str = ""  # signature of a failure, or of its document; only flagged spans have one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,8 @@ class QueueRow:
     model: str | None
     source: str | None  # of the chunk that made the model say it, else of the quoted evidence
     asked_at: datetime
+    signature: str  # equal for the same failure
+    same: int  # traces of the last week with this failure, this one included; at most MOST_SAME
 
     @property
     def cursor(self) -> Cursor:
@@ -178,6 +182,9 @@ def item_conditions(filters: Filters) -> tuple[list[str], list[Any]]:
         if value is not None:
             where.append(f"{column} = %s")
             params.append(str(value))
+    if filters.same:
+        where.append("(i.signature = %s OR i.document = %s)")
+        params += [filters.same, filters.same]
     if filters.min_severity > 0:
         where.append("i.severity >= %s")
         params.append(filters.min_severity)
@@ -195,10 +202,18 @@ ITEMS = """triage_item i
 _QUEUE = """
 WITH {found} page AS MATERIALIZED (
     SELECT i.trace_id, i.span, i.severity, i.state, i.version, i.assignee, v.verdict, v.cause, v.confidence,
-           v.evidence_position
+           v.evidence_position, i.signature
     FROM {items} WHERE {where}
-    ORDER BY {order} LIMIT %s)
+    ORDER BY {order} LIMIT %s),
+same AS MATERIALIZED (  -- once for each failure on the page, and bounded
+    SELECT w.signature, (
+        SELECT count(DISTINCT s.trace_id) FROM (
+            SELECT o.trace_id FROM triage_item o
+            WHERE o.signature = w.signature AND o.trace_id >= ragblame.uuid_floor(now() - interval '7 days')
+            LIMIT {most_same}) s) AS traces
+    FROM (SELECT DISTINCT signature FROM page) w)
 SELECT p.trace_id, p.span, p.severity, p.state, p.version, p.assignee, p.verdict, p.cause, p.confidence,
+       p.signature, greatest(1, (SELECT traces FROM same WHERE same.signature = p.signature)) AS same,
        t.app, t.model, t.started_at AS asked_at, left(t.question, 400) AS question,
        s.start_at, s.end_at, w.start_at AS window_start,
        substr(t.answer, w.start_at + 1, w.end_at - w.start_at) AS words,
@@ -244,6 +259,7 @@ def _read_rows(
         context=CONTEXT,
         longest=LONGEST,
         relied=RELIED,
+        most_same=MOST_SAME,
     )
     with conn.cursor(row_factory=dict_row) as dicts:
         rows = dicts.execute(query.encode(), [*found, *params, limit]).fetchall()

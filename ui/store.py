@@ -19,7 +19,7 @@ from ragblame.database import open_pool, require_schema, resolve_url
 from ragblame.database_errors import explain
 from ragblame.records import Method, TokenHeat
 from ragblame.settings import load_settings
-from ragblame.ui import reads, reads_facets, reads_health, reads_trace, reads_traces
+from ragblame.ui import reads, reads_facets, reads_health, reads_radius, reads_trace, reads_traces
 from ragblame.ui.reviews import wake_snoozed
 
 POOL_SIZE: Final = 8  # one browser session holds a connection only while it reads
@@ -98,6 +98,13 @@ def trace_page(trace_id: UUID) -> reads_trace.TracePage:
     """One trace with everything known about it."""
     with transaction(read_only=True) as conn:
         return reads_trace.read_trace_page(conn, trace_id)
+
+
+@st.cache_data(ttl=30, max_entries=200, show_spinner=False)
+def radius(trace_id: UUID, span: int) -> tuple[reads_radius.Reach, ...]:
+    """How far the failure of one span reaches."""
+    with transaction(read_only=True) as conn:
+        return reads_radius.read_radius(conn, trace_id, span)
 
 
 @st.cache_data(ttl=60, max_entries=64, show_spinner=False)

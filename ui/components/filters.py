@@ -9,7 +9,7 @@ import streamlit as st
 
 from ragblame.records import Cause, VerdictKind
 from ragblame.ui.components.nodes import Node, el
-from ragblame.ui.components.wording import VERDICT_CSS, VERDICT_LETTER
+from ragblame.ui.components.wording import VERDICT_CSS, VERDICT_LETTER, cut
 from ragblame.ui.reads import Filters, ItemState, Progress
 from ragblame.ui.reads_facets import FACET_ROWS, Facets
 
@@ -17,7 +17,9 @@ E = TypeVar("E", bound=StrEnum)
 
 AGES: Final = {"1 hour": 1, "24 hours": 24, "7 days": 168, "30 days": 720}
 SEVERITIES: Final = ("0.25", "0.5", "0.75")
-NAMES: Final = ("view", "state", "verdict", "cause", "app", "model", "severity", "age", "q", "progress")
+NAMES: Final = (
+    "view", "state", "verdict", "cause", "app", "model", "severity", "age", "q", "progress", "same",
+)  # fmt: skip
 ANY: Final = "any"  # said of the state, whose default is a value
 _KEPT: Final = "filters kept"
 
@@ -66,6 +68,7 @@ def to_filters(names: Mapping[str, str], now: datetime | None = None) -> Filters
         text=names.get("q", ""),
         since=since,
         progress=_member(Progress, names.get("progress", "")),
+        same=names.get("same", ""),
     )
 
 
@@ -98,11 +101,27 @@ def facet_bar(facets: Facets, filters: Filters) -> Node:
     return el(
         "div",
         "facets",
+        same_chip(filters.same),
         _group("State", "state", states, state),
         _group("Verdict", "verdict", verdicts, filters.verdict),
         _group("Cause", "cause", causes, filters.cause),
         more,
     )
+
+
+def same_chip(same: str) -> Node | None:
+    """Says that only one failure is shown, and lifts that when picked; None when all are."""
+    if not same:
+        return None
+    chip = el(
+        "button",
+        "facet on",
+        el("span", "untrusted", cut(same, 120)),
+        el("span", "count", "show all"),
+        attributes={"aria-pressed": "true"},
+        pick=f"same={same}",
+    )
+    return el("div", "group", el("span", "label", "Same as"), chip)
 
 
 def progress_bar(filters: Filters) -> Node:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from ragblame.records import Basis, Explanation, Method, Review, Span, Support, Verdict
 from ragblame.ui.components.corpus import corpus_section
 from ragblame.ui.components.nodes import Node, el
+from ragblame.ui.components.radius import blast_radius
+from ragblame.ui.components.why import why_verdict
 from ragblame.ui.components.wording import (
     VERDICT_CSS,
     ago,
@@ -15,6 +17,7 @@ from ragblame.ui.components.wording import (
     verdict_badge,
 )
 from ragblame.ui.reads import RELIED
+from ragblame.ui.reads_radius import Reach
 from ragblame.ui.reads_trace import TracePage
 
 SENTENCES = {
@@ -25,8 +28,8 @@ SENTENCES = {
 }
 
 
-def finding(page: TracePage, span: Span) -> Node:
-    """Verdict, cause, evidence, numbers, scorer and usual fix of one span."""
+def finding(page: TracePage, span: Span, reaches: Sequence[Reach] = ()) -> Node:
+    """Verdict, cause, evidence, numbers, scorer, usual fix and reach of one span, and why it is so."""
     verdict = page.verdicts.get(span.index)
     text = cut(page.span_text(span), 160)
     if verdict is None:
@@ -56,6 +59,8 @@ def finding(page: TracePage, span: Span) -> Node:
         corpus_section(page, span.index),
         *cautions(page.explanation, verdict.basis),
         *_reviews(page.reviews.get(span.index, ())),
+        blast_radius(reaches),
+        why_verdict(page.provenance[span.index]) if span.index in page.provenance else None,
     )
 
 

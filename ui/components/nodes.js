@@ -25,6 +25,7 @@ function build(node, pick) {
     element.addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey || event.button !== 0) return;
       event.preventDefault();
+      event.stopPropagation();  // a button inside a row that can be picked is picked alone
       pick(node.pick);
     });
     if (node.tag !== "a" && node.tag !== "button") element.addEventListener("keydown", (event) => {

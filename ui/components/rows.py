@@ -7,7 +7,7 @@ from uuid import UUID
 from ragblame.records import TraceStatus
 from ragblame.ui.components.nodes import Node, el
 from ragblame.ui.components.wording import VERDICT_CSS, ago, cut, verdict_badge
-from ragblame.ui.reads import Progress, QueueRow
+from ragblame.ui.reads import MOST_SAME, Progress, QueueRow
 from ragblame.ui.reads_traces import TraceRow
 
 _FLAGGED = (
@@ -57,7 +57,7 @@ def _flagged_row(row: QueueRow) -> Node:
         el("div", "severity", el("span", "", f"{row.severity:.2f}"), bar),
         el("div", "", verdict_badge(row.verdict)),
         el("div", "clip", said, el("div", "asked", cut(row.question, 200)), attributes={"dir": "auto"}),
-        el("div", "clip", cause, attributes={"title": cause}),
+        el("div", "clip", cause, _same(row), attributes={"title": cause}),
         el("div", "clip wide", source, attributes={"title": source}),
         el("div", "clip wide", el("div", "clip", cut(row.app, 40)), made_by),
         el("div", "quiet", ago(row.asked_at)),
@@ -66,6 +66,15 @@ def _flagged_row(row: QueueRow) -> Node:
         pick=f"{row.trace_id}/{row.span}",
         href=link_to_trace(row.trace_id, row.span),
     )
+
+
+def _same(row: QueueRow) -> Node | None:
+    """How often the same failure was seen this week; picking it reports "same=<signature>"."""
+    if row.same < 2:
+        return None
+    count = f"×{row.same:,}{'+' if row.same >= MOST_SAME else ''} of the same"
+    label = {"aria-label": f"show all {count[1:]}", "title": row.signature}
+    return el("div", "asked", el("button", "again", count, attributes=label, pick=f"same={row.signature}"))
 
 
 def trace_list(rows: tuple[TraceRow, ...]) -> Node:

@@ -26,6 +26,7 @@ from ragblame.ui.reads import Cursor, Filters, as_uuid
 
 C = TypeVar("C", Cursor, UUID)
 POLL_SECONDS: Final = 5
+SAME: Final = "same="  # what a row's button reports before the failure's signature
 _PAGES: Final = "pages behind"  # cursors of the pages before the one on screen
 
 
@@ -111,11 +112,17 @@ def _show_flagged(filters: Filters) -> None:
     if not page.rows:
         _explain_empty(filters)
         return
-    picked = draw([flagged_list(page.rows)], key="flagged")
-    if picked is not None:
+    picked = draw([flagged_list(page.rows)], key="flagged", on_pick=_show_same)
+    if picked is not None and not picked.startswith(SAME):
         trace_id, _, span = picked.partition("/")
         st.switch_page("screens/trace.py", query_params={"id": trace_id, "span": span})
     _show_pager(behind, page.after, len(page.rows))
+
+
+def _show_same(pick: str) -> None:
+    """Of a row only the button "×N of the same" changes the list; the row itself opens its trace."""
+    if pick.startswith(SAME):
+        choose("same", pick.removeprefix(SAME))
 
 
 def _show_traces(filters: Filters) -> None:

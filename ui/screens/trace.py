@@ -116,7 +116,8 @@ def _show_case(page: TracePage, span: Span | None) -> None:
     draw([node for node in nodes if node is not None], key="answer", on_pick=_select)
     _show_progress(page)
     if span is not None:
-        draw([finding(page, span)], key="finding")
+        reaches = store.radius(page.trace.id, span.index) if span.index in page.items else ()
+        draw([finding(page, span, reaches)], key="finding")
         review_panel(page, span)
 
 
