@@ -139,6 +139,14 @@ class _Case:
     def is_rewritten(self) -> bool:
         return self.request.query is not None and self.request.query != self.request.question
 
+    @property
+    def knows_fused_order(self) -> bool:
+        """Whether our own retriever searched, and its order was asked for."""
+        return self.is_hybrid and any(
+            self.ran(ProbeText.QUERY, ProbeWay.HYBRID, is_filtered=is_filtered)
+            for is_filtered in (False, True)
+        )
+
     def ran(self, text: ProbeText, way: ProbeWay, *, is_filtered: bool) -> bool:
         """Whether the corpus was asked that, to the end."""
         return any(
@@ -299,11 +307,12 @@ def _cause_of(case: _Case, row: FoundChunk) -> Cause | None:
     if by_query is None:
         is_asked = case.ran(ProbeText.QUERY, ProbeWay.NEAREST, is_filtered=case.is_filtered)
         return Cause.SEMANTIC_GAP if is_asked else None
-    if by_query[0] <= case.k:
+    fused = _fused_rank(case, row)
+    # where our own retriever's order is known, words too decide who is among its first k
+    if (fused is not None and fused <= case.k) if case.knows_fused_order else by_query[0] <= case.k:
         if case.retrieval.is_filter_lost:
             return None  # the index or the filter: nobody can tell any more
         return Cause.INDEX_MISS if case.retrieval.is_plain or case.is_hybrid else Cause.RANKED_TOO_LOW
-    fused = _fused_rank(case, row)
     return Cause.RANKED_TOO_LOW if min(by_query[0], fused or by_query[0]) <= DEEP else Cause.SEMANTIC_GAP
 
 
