@@ -5,8 +5,9 @@ carries at the moment it passes. A finished tree goes to the recorder; everythin
 """
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 from uuid import UUID
 
 from langchain_core.callbacks.base import BaseCallbackHandler
@@ -77,6 +78,10 @@ class BlameHandler(BaseCallbackHandler):
         self.sink = sink
         self.sample_rate = sample_rate
         self.explicit = True  # False only for the handler that attach() adds everywhere
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Where LangGraph is at work, also one of its own handlers: it tells of some pauses to no other."""
+        return super().__new__(cast(type[Self], _hearing_graphs(cls)))
 
     def __repr__(self) -> str:
         return f"BlameHandler(app={self.app!r}, source_table={self.source_table!r})"
@@ -292,14 +297,35 @@ class BlameHandler(BaseCallbackHandler):
 
     # Newer events that LangGraph sends to every handler: named, so that nothing logs an AttributeError.
 
-    def on_interrupt(self, *args: Any, **kwargs: Any) -> None:
-        """A graph paused; the step that paused says so too."""
+    @_safe
+    def on_interrupt(self, event: Any, **kwargs: Any) -> None:
+        """A graph paused; at ``interrupt_before`` and ``interrupt_after`` no step says so."""
+        run_id = getattr(event, "run_id", None)
+        tree = open_runs.find(run_id) if isinstance(run_id, UUID) else None
+        if tree is not None and tree.ended is None and run_id.int == tree.root:
+            tree.is_paused = True
 
     def on_resume(self, *args: Any, **kwargs: Any) -> None:
         """A graph goes on, as a new root run of the same session."""
 
     def on_stream_event(self, *args: Any, **kwargs: Any) -> None:
         """Tokens are not needed: partial text comes with the error."""
+
+
+def _hearing_graphs(cls: type) -> type:
+    """The class, joined with LangGraph's own base of handlers where the host has loaded it."""
+    module = sys.modules.get("langgraph.callbacks")
+    base = getattr(module, "GraphCallbackHandler", None)
+    if not isinstance(base, type) or issubclass(cls, base):
+        return cls
+    found = _graph_classes.get(cls)
+    if found is None:
+        names = {"__doc__": cls.__doc__, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        found = _graph_classes[cls] = type(cls.__name__, (cls, base), names)
+    return found
+
+
+_graph_classes: dict[type, type] = {}
 
 
 def _restore(

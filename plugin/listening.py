@@ -22,6 +22,7 @@ from ragblame.records import Json, Message, Trace, TraceStatus
 
 _Result = TypeVar("_Result")
 _LOOKS_EVERY: Final = 64  # runs of one tree between two looks for what is overdue
+_HOLDERS: Final = (list, tuple, dict)  # what may hold documents; a union would be made anew at every event
 _MAX_PASSED: Final = 1_000  # documents kept of a tree that has no retriever event
 # What is taken for a value that cannot be read.
 _NO_TEXTS: Final[tuple[str, ...]] = ()
@@ -138,7 +139,7 @@ def note_answer(tree: RunTree, outputs: Any) -> None:
 
 def note_documents(tree: RunTree, value: Any) -> None:
     """Documents that pass between steps: all there is when a chain searches without a retriever."""
-    if tree.has_retrieved or not isinstance(value, list | tuple | dict) or len(tree.passed) >= _MAX_PASSED:
+    if tree.has_retrieved or not isinstance(value, _HOLDERS) or len(tree.passed) >= _MAX_PASSED:
         return
     documents = tried(documents_in, value, otherwise=_NO_DOCUMENTS)
     if not documents:

@@ -22,6 +22,10 @@ SCORE_KEYS: Final = ("score", "relevance_score", "similarity", "distance", "_sco
 ID_KEYS: Final = ("source_id", "chunk_id", "langchain_id", "row_id", "id", "_id")
 TABLE_KEY: Final = "source_table"  # in a document's or a retriever's metadata: where the row lives
 
+# Tuples, because a union in a test is made anew at every event.
+_LISTS: Final = (list, tuple)
+_NUMBERS: Final = (int, float)
+_NO_NUMBERS: Final = (bool, str)
 _FLAT: Final = frozenset({str, int, float, bool, type(None)})  # immutable: a copy of the dictionary is enough
 
 
@@ -39,7 +43,7 @@ def documents_in(value: Any) -> Sequence[Any]:
 
     Pairs of document and score count as documents.
     """
-    if isinstance(value, list | tuple):
+    if isinstance(value, _LISTS):
         return value if any(_document_of(entry) for entry in value[:_MAX_PROBED]) else ()
     if isinstance(value, Mapping):
         for entry in islice(value.values(), _MAX_SCANNED):
@@ -153,9 +157,9 @@ def _score_of(metadata: Mapping[Any, Any]) -> tuple[str | None, float | None]:
 
 
 def _is_number(value: Any) -> bool:
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, _NO_NUMBERS):
         return False
     try:  # numpy scalars are numbers too
-        return isinstance(value, int | float) or (hasattr(value, "dtype") and float(value) is not None)
+        return isinstance(value, _NUMBERS) or (hasattr(value, "dtype") and float(value) is not None)
     except (TypeError, ValueError):
         return False

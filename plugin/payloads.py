@@ -26,6 +26,9 @@ ANSWER_KEYS: Final = (
     "answer", "output", "result", "response", "final_answer", "output_text", "generation", "text", "content",
     "messages",
 )  # fmt: skip
+# Tuples, because a union in a test is made anew at every event.
+_LISTS: Final = (list, tuple)
+_NAMES: Final = (str, int)
 _ROLES: Final = {"AIMessageChunk": "ai", "HumanMessageChunk": "human", "SystemMessageChunk": "system"}
 _AI_ROLES: Final = ("ai", "assistant")
 _HUMAN_ROLES: Final = ("human", "user")
@@ -162,7 +165,7 @@ def question_texts(inputs: Any, depth: int = 0) -> tuple[str, ...]:
         return question_texts(message_text(inputs.content), depth + 1)
     if hasattr(inputs, "to_messages"):  # a prompt value: the prompt was rendered before the chain
         return question_texts(inputs.to_messages(), depth + 1)
-    if isinstance(inputs, list | tuple):
+    if isinstance(inputs, _LISTS):
         turns = read_messages([entry for entry in inputs[-_MAX_SCANNED:] if _is_turn(entry)])
         return next(((turn.text,) for turn in reversed(turns) if turn.role in _HUMAN_ROLES), ())
     if not isinstance(inputs, Mapping):
@@ -196,7 +199,7 @@ def answer_text(outputs: Any, depth: int = 0) -> str | None:
         return message_text(outputs.content)
     if isinstance(outputs, Mapping):
         return _answer_in_mapping(outputs, depth)
-    if isinstance(outputs, list | tuple):
+    if isinstance(outputs, _LISTS):
         return _answer_in_turns(outputs)
     if hasattr(outputs, "generations"):
         return read_generation(outputs).text
@@ -262,7 +265,7 @@ def session_in(mapping: Any) -> str | None:
     """The session or conversation that a run's metadata or configuration names."""
     if not isinstance(mapping, Mapping):
         return None
-    return next((str(mapping[key]) for key in _SESSION_KEYS if isinstance(mapping.get(key), str | int)), None)
+    return next((str(mapping[key]) for key in _SESSION_KEYS if isinstance(mapping.get(key), _NAMES)), None)
 
 
 def read_metadata(metadata: Mapping[str, Any]) -> tuple[str | None, dict[str, Json]]:

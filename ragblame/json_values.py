@@ -23,6 +23,7 @@ MAX_VALUES: Final = 2_000  # values kept of one metadata object, all levels toge
 MAX_CHARACTERS: Final = 64_000  # code points kept of one metadata object, all levels together
 MAX_IDENTITY_BYTES: Final = 2_000  # a B-tree entry may not exceed about 2 700 bytes
 MAX_INTEGER_BITS: Final = 1_024
+_CONTAINERS: Final = (dict, list, tuple, set, frozenset, Mapping)
 _FEW: Final = 32  # entries of a dictionary that is looked at before it is cleaned
 _SHORT: Final = 1_000  # code points of a text there: all together stay below MAX_CHARACTERS
 _SMALL: Final = 1 << 63
@@ -114,7 +115,7 @@ class _Cleaner:
             )
         if isinstance(value, float):
             return value + 0.0 if math.isfinite(value) else None  # jsonb knows one zero only
-        if isinstance(value, Mapping | list | tuple | set | frozenset):
+        if isinstance(value, _CONTAINERS):
             if depth >= MAX_DEPTH:
                 return f"<{type(value).__name__} too deep>"
             return self._mapping(value, depth) if isinstance(value, Mapping) else self._list(value, depth)

@@ -158,6 +158,39 @@ def test_p12_a_pause_that_is_caught_is_none(collector: Collector) -> None:
     check_answered(collector)
 
 
+@pytest.mark.parametrize("how", ["interrupt_before", "interrupt_after"])
+@pytest.mark.parametrize("call", ["invoke", "ainvoke", "stream"])
+def test_p12_a_breakpoint_is_a_pause(collector: Collector, how: str, call: str) -> None:
+    """A graph compiled with a breakpoint pauses there without a word from any step, and is resumed as ok."""
+    options = {how: ["generate" if how == "interrupt_before" else "retrieve"]}
+    graph = graph_of(retrieve, generate, checkpointer=InMemorySaver(), **options)
+    config: Any = {**collector.config(), "configurable": {"thread_id": "t-1"}}
+    entries: list[Any] = [{"question": "q"}, None]
+    for entry in entries:
+        if call == "ainvoke":
+            asyncio.run(graph.ainvoke(entry, config))
+        elif call == "invoke":
+            graph.invoke(entry, config)
+        else:
+            list(graph.stream(entry, config))
+    first, second = collector.traces()
+    assert [first.status, second.status] == [TraceStatus.INTERRUPTED, TraceStatus.OK]
+    assert (first.answer, second.answer) == ("", ANSWER)
+    assert first.session_id == second.session_id == "t-1"
+
+
+def test_p12_a_breakpoint_of_an_inner_graph_is_none(collector: Collector) -> None:
+    """A graph called as a function pauses by itself; the run around it goes on, and is ok."""
+    inner = graph_of(retrieve, generate, checkpointer=InMemorySaver(), interrupt_before=["generate"])
+
+    def consult(state: State) -> State:
+        inner.invoke({"question": "?"}, {"configurable": {"thread_id": "inner"}})
+        return {}
+
+    graph_of(consult, retrieve, generate).invoke({"question": "q"}, collector.config())
+    assert collector.only().status is TraceStatus.OK
+
+
 def test_p12_a_pause_in_a_subgraph_pauses_the_graph(collector: Collector) -> None:
     """A subgraph that asks a person interrupts the whole."""
     inner = graph_of(retrieve, generate, approve)
