@@ -16,7 +16,6 @@ from ragblame.attribution.debugger import Debugger
 from ragblame.attribution.jobs.attribute import attribute_trace
 from ragblame.attribution.jobs.corpora import Corpora
 from ragblame.attribution.jobs.results import read_explanation, write_explanation
-from ragblame.attribution.verdicts.corpus_causes import look_into
 from ragblame.corpus import (
     FoundChunk,
     Neighbour,
@@ -550,7 +549,6 @@ def test_the_request_takes_what_capture_noted() -> None:
     odd: dict[str, Json] = {"retrieval": {"k": True, "filter": "unreadable", "search_type": 3}}
     strange = request_for(replace(trace, metadata={"ragblame": odd}), span)
     assert (strange.k, strange.filter) == (None, None)
-    assert look_into  # the pure function is what the debugger calls
 
 
 def test_a_corpus_is_never_guessed(database_url: str) -> None:
@@ -559,9 +557,7 @@ def test_a_corpus_is_never_guessed(database_url: str) -> None:
     articles: dict[str, str | int] = {**runbooks, "table": "articles"}
 
     def corpora(*tables: dict[str, str | int], spans: int = 8) -> Corpora | None:
-        return Corpora.from_settings(
-            Settings(probe_corpora=tables, probe_spans=spans)  # type: ignore[arg-type]
-        )
+        return Corpora.from_settings(Settings(probe_corpora=tables, probe_spans=spans))
 
     none, one, two = corpora(), corpora(runbooks), corpora(runbooks, articles)
     assert none is not None

@@ -21,7 +21,7 @@ from ragblame.corpus import Retrieval, retrieval_of
 from ragblame.plugin.retrieval import UNREADABLE, note_of, read_retrieval
 from ragblame.records import Json, Trace
 from ragblame.retriever.langchain import HybridRetriever
-from tests.capture import ANSWER, Collector, collecting
+from tests.capture import ANSWER, Collector, collecting, join
 from tests.probe_corpus import Conn, PlantedEmbeddings, store
 
 
@@ -34,8 +34,7 @@ def collector() -> Iterator[Collector]:
 
 def chain_of(retriever: Runnable[str, Any]) -> Runnable[str, Any]:
     """A search and a model that has read it."""
-    texts = RunnableLambda(lambda documents: " ".join(each.page_content for each in documents))
-    return retriever | texts | FakeListChatModel(responses=[ANSWER])
+    return retriever | RunnableLambda(join) | FakeListChatModel(responses=[ANSWER])
 
 
 def retriever_of(**options: Any) -> VectorStoreRetriever:

@@ -467,7 +467,7 @@ def test_a_forbidden_table_is_a_note_and_a_lost_server_is_not(database_url: str,
         connection.execute("DROP ROLE reader")
         connection.commit()
     step = rescorer(database_url)
-    step._loaded["tests.test_scores:LetterEmbeddings"] = KillingEmbeddings(database_url)
+    step.load = lambda path: KillingEmbeddings(database_url)
     with pytest.raises(DatabaseError, match="PostgreSQL failed"):
         step.rescore(trace)
 

@@ -5,7 +5,7 @@ It never stops an attribution: what cannot be had is said in one sentence, with 
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ class Rescorer:
     url: str
     embeddings: str | None = None  # "module:name" of the host's Embeddings; None: all-MiniLM-L6-v2
     seconds: float = 2.0  # for the distances, and again for the ranks, of one table
+    load: Callable[[str | None], Embeddings] = load_embeddings
     _verified: set[tuple[str, str]] = field(default_factory=set)  # table, model
     _slow: dict[str, float] = field(default_factory=dict)  # table -> monotonic
 
@@ -128,14 +129,14 @@ class Rescorer:
                     if models
                     else f"its row is not in {table.name} any more"
                 )
-            embeddings = load_embeddings(self.embeddings)
+            embeddings = self.load(self.embeddings)
             if name_of(embeddings) != models[0].name:
                 raise InputError(
                     f"{table.name} was embedded with {models[0].name}, and the worker has "
                     f"{name_of(embeddings)}: name the right one with the setting `embeddings`"
                 )
             return embeddings
-        embeddings = load_embeddings(self.embeddings)
+        embeddings = self.load(self.embeddings)
         known = (table.name, name_of(embeddings))
         if known not in self._verified:
             require_same_model(conn, table, ids[0], embeddings)

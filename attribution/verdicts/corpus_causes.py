@@ -361,7 +361,7 @@ def _is_hidden(case: _Case, found: _Row) -> bool:
         return True
     if not case.is_filtered:
         return False
-    passes = [found.row.passes_filter]
+    passes: list[bool | None] = [found.row.passes_filter]
     if found.joined_with is not None:
         neighbour = case.report.chunk(found.joined_with)
         passes.append(None if neighbour is None else neighbour.passes_filter)
