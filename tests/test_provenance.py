@@ -15,6 +15,7 @@ from ragblame.attribution.debugger import Debugger
 from ragblame.attribution.jobs.attribute import attribute_trace
 from ragblame.attribution.jobs.preview import preview
 from ragblame.attribution.jobs.provenance import read_factors, read_provenance
+from ragblame.attribution.jobs.signatures import recount_traffic
 from ragblame.attribution.jobs.stored import read_explanation
 from ragblame.attribution.jobs.thresholds import (
     activate_thresholds,
@@ -407,6 +408,25 @@ def test_the_same_failure_again_is_more_severe(conn: Connection, history: str) -
         if verdict.is_flagged:
             assert verdict.severity == factors[verdict.span].severity
             assert verdict.severity > factors[verdict.span].probability * factors[verdict.span].harm
+
+
+def test_what_came_first_is_raised_by_what_came_later(conn: Connection) -> None:
+    """The first trace of a failure was weighed as seen once; upkeep counts again, and its factors fit."""
+    shared = """SELECT i.trace_id, v.seen, i.severity, span FROM triage_item i JOIN verdict v USING (trace_id, span)
+        WHERE signature = (SELECT signature FROM triage_item JOIN verdict USING (trace_id, span)
+                           WHERE seen = 2 ORDER BY 1 LIMIT 1) ORDER BY i.trace_id"""
+    assert [row[1] for row in conn.execute(shared).fetchall()] == [1, 2]
+    conn.execute(
+        "UPDATE verdict SET harm = 0.8, severity = round((0.8 * probability)::numeric, 3) WHERE seen = 1"
+    )
+    assert recount_traffic(conn) >= 1
+    first, second = conn.execute(shared).fetchall()
+    assert (first[1], second[1]) == (2, 2)
+    after = next(one for one in chains(conn) if (one.trace_id, one.span) == (first[0], first[3]))
+    assert after.is_whole
+    assert after.factors is not None
+    assert first[2] == after.severity > after.factors.probability * after.factors.harm
+    assert recount_traffic(conn) == 0
 
 
 def test_a_record_is_json(conn: Connection) -> None:

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ragblame.attribution.verdicts.severity import MOST_SEEN, TRAFFIC_DAYS, Factors, raised, weigh
+from ragblame.attribution.verdicts.severity import (
+    MOST_SEEN,
+    MOST_TRAFFIC,
+    TRAFFIC_DAYS,
+    Factors,
+    raised,
+    weigh,
+)
 from ragblame.json_values import clean_identity
 from ragblame.records import Chunk, Explanation, Support, Verdict
 
@@ -29,6 +36,34 @@ SELECT w.signature, (
           AND i.trace_id >= ragblame.uuid_floor(now() - interval '{TRAFFIC_DAYS} days')
         LIMIT {2 * MOST_SEEN}) s)
 FROM unnest(%(signatures)s::text[]) AS w (signature)
+"""
+
+# Only what moved by a quarter is written anew, so that a failure that occurs all day is not written all day.
+_RECOUNT = f"""
+WITH counted AS (
+    SELECT signature, least(count(DISTINCT trace_id), {2 * MOST_SEEN})::integer AS seen
+    FROM ragblame.triage_item
+    WHERE trace_id >= ragblame.uuid_floor(now() - interval '{TRAFFIC_DAYS} days') GROUP BY signature
+), moved AS (
+    SELECT i.trace_id, i.span, c.seen,
+           1 + {MOST_TRAFFIC - 1} * least(1, ln(c.seen) / ln({MOST_SEEN})) AS traffic,
+           1 + {MOST_TRAFFIC - 1} * least(1, ln(v.seen) / ln({MOST_SEEN})) AS traffic_then
+    FROM counted c
+    JOIN ragblame.triage_item i USING (signature)
+    JOIN ragblame.verdict v ON v.trace_id = i.trace_id AND v.span = i.span
+    WHERE i.state = 'open' AND i.trace_id >= ragblame.uuid_floor(now() - interval '{TRAFFIC_DAYS} days')
+      AND (c.seen >= 1.25 * v.seen OR c.seen <= 0.75 * v.seen)
+), weighed AS (
+    UPDATE ragblame.verdict v SET seen = m.seen, severity = CASE WHEN v.premises IS NULL
+        THEN v.severity * m.traffic / m.traffic_then
+             / (1 - v.severity + v.severity * m.traffic / m.traffic_then)
+        ELSE round((v.probability * v.harm * m.traffic
+                    / (1 - v.probability * v.harm + v.probability * v.harm * m.traffic))::numeric, 3) END
+    FROM moved m WHERE v.trace_id = m.trace_id AND v.span = m.span
+    RETURNING v.trace_id, v.span, v.severity
+)
+UPDATE ragblame.triage_item i SET severity = w.severity FROM weighed w
+WHERE i.trace_id = w.trace_id AND i.span = w.span
 """
 
 
@@ -99,6 +134,14 @@ def with_traffic(explanation: Explanation, factors: Mapping[int, Factors]) -> Ex
         for verdict in explanation.verdicts
     )
     return replace(explanation, verdicts=verdicts)
+
+
+def recount_traffic(conn: "psycopg.Connection[Any]") -> int:
+    """Renew the severity of open spans by how often their failure is seen by now; returns how many changed.
+
+    Traces that came later raise those that came first. Runs in the caller's transaction.
+    """
+    return conn.execute(_RECOUNT.encode()).rowcount
 
 
 def _what(verdict: Verdict) -> str:

@@ -1,4 +1,4 @@
-"""What keeps the queue healthy: jobs of dead workers are put back, the coming partitions are made."""
+"""What keeps the queue healthy: dead workers' jobs, the coming partitions, severities that follow traffic."""
 
 import asyncio
 import time
@@ -15,10 +15,13 @@ from procrastinate.manager import JobManager
 from ragblame import database
 from ragblame.attribution.jobs.faults import first_line
 from ragblame.attribution.jobs.job import MAX_ATTEMPTS, WorkerTally
+from ragblame.attribution.jobs.signatures import recount_traffic
 from ragblame.errors import DatabaseError
 from ragblame.traces import QUEUE
 
 PARTITIONS_SECONDS: Final = 6 * 3600.0
+TRAFFIC_SECONDS: Final = 600.0
+_TRAFFIC_LOCK: Final = 0x7261_6762_0002
 _LOCK: Final = 0x7261_6762_0001  # one rescuer at a time, in any process on any machine
 
 
@@ -31,6 +34,7 @@ class Upkeep:
     tally: WorkerTally
     stalled_seconds: float  # a worker silent for longer is dead
     next_partitions: float = 0.0  # monotonic clock
+    next_traffic: float = 0.0
 
     async def run(self, app: procrastinate.App) -> None:
         """Until cancelled. A fault is reported and tried again: it must not end running attributions."""
@@ -41,6 +45,7 @@ class Upkeep:
             except (ConnectorException, psycopg.Error, OSError) as error:
                 self.report(f"dead workers could not be looked for: {first_line(error)}; trying again")
             await asyncio.to_thread(self.prepare_partitions)
+            await asyncio.to_thread(self.recount)
 
     async def rescue(self, app: procrastinate.App) -> None:
         """Put back the jobs of workers that died; the attempts they count guard against poison."""
@@ -82,3 +87,16 @@ class Upkeep:
         except (DatabaseError, psycopg.Error) as error:
             self.report(f"the coming weeks' partitions could not be made: {first_line(error)}; trying again")
             self.next_partitions = time.monotonic() + 60.0
+
+    def recount(self) -> None:
+        """Let severities follow how often a failure is seen, when it is time. Never raises."""
+        if time.monotonic() < self.next_traffic:
+            return
+        self.next_traffic = time.monotonic() + TRAFFIC_SECONDS
+        try:
+            with database.connect(self.url) as conn:
+                row = conn.execute("SELECT pg_try_advisory_xact_lock(%s)", (_TRAFFIC_LOCK,)).fetchone()
+                if row == (True,):  # else another worker is at it
+                    recount_traffic(conn)
+        except (DatabaseError, psycopg.Error) as error:
+            self.report(f"severities were not renewed: {first_line(error)}; trying again in ten minutes")

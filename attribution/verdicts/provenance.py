@@ -30,6 +30,7 @@ from ragblame.records import (
 )
 
 MAX_QUOTE: Final = 600  # code points of the evidence sentence
+ROUNDING: Final = 1.1e-3  # severities are kept to three decimals
 AGAIN: Final = "attribute the trace again to keep it"
 
 
@@ -287,7 +288,7 @@ def _problems(
                 f"{f' ({again.verdict.cause.value})' if again.verdict.cause else ''}: "
                 "something stored was edited, or this version decides otherwise; attribute the trace again."
             )
-    if factors is not None and explanation.premises and abs(factors.severity - verdict.severity) > 1e-6:
+    if factors is not None and explanation.premises and abs(factors.severity - verdict.severity) > ROUNDING:
         found.append(
             f"The factors of the severity give {factors.severity:.3f}, not {verdict.severity:.3f}: it was "
             "edited; attribute the trace again."
