@@ -305,10 +305,12 @@ class _Checker:
         subject = claim.subject
         if subject is None:
             return Match.UNKNOWN
-        if subject.stems <= sentence.reach:
-            return Match.SAME
         about = sentence.subject
         named = sentence.entities if about is None else (*sentence.entities, about)
+        # a word that the value itself brings along ("the Osprey gateway") does not name the subject
+        is_named = not subject.stems & claim.stems or any(subject.stems <= each.stems for each in named)
+        if subject.stems <= sentence.reach and is_named:
+            return Match.SAME
         names = frozenset(subject.names)
         if names & sentence.reach:
             is_rival = any(subject.is_rival(each) and not each.stems & claim.stems for each in named)

@@ -108,7 +108,8 @@ def _suite(url: str, folder: Path, *, seed: int, is_quick: bool, report: Progres
         )
         bench = Bench(pool=pool, embeddings=embeddings, embedding_model=model, chat_model=SmallChatModel())
         with TableProbe(url, our_corpus(), embeddings) as probe, host(bench, url, folder) as asking:
-            debugger = Debugger.from_pretrained(is_own_model=True, probe=probe)
+            # one thread: the model is so small that a second one costs more than it does
+            debugger = Debugger.from_pretrained(is_own_model=True, threads=1, probe=probe)
             yield _Suite(site, bench, asking, debugger, len(rows), seed, report)
 
 
