@@ -77,6 +77,6 @@ def nothing_found(report: ProbeReport) -> str:
     count = len(report.searches)
     about = "" if report.is_exact else " (approximate)"
     return (
-        f"nothing in {report.source}{size} does: {count} search{'' if count == 1 else 'es'} found no "
+        f"nothing in {report.source}{size} says it: {count} search{'' if count == 1 else 'es'} found no "
         f"evidence{about}"
     )
