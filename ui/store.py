@@ -14,7 +14,9 @@ import psycopg
 import psycopg_pool
 import streamlit as st
 
+from ragblame.attribution.jobs.preview import Preview, preview
 from ragblame.attribution.jobs.requeue import requeue_trace
+from ragblame.attribution.jobs.thresholds import Version, read_thresholds, read_versions
 from ragblame.database import open_pool, require_schema, resolve_url
 from ragblame.database_errors import explain
 from ragblame.records import Method, TokenHeat
@@ -140,6 +142,20 @@ def health(since: datetime) -> reads_health.Health:
     """Figures over the traces since ``since``."""
     with transaction(read_only=True) as conn:
         return reads_health.read_health(conn, since)
+
+
+@st.cache_data(ttl=10, show_spinner=False)
+def versions() -> tuple[Version, ...]:
+    """The versions of the thresholds."""
+    with transaction(read_only=True) as conn:
+        return read_versions(conn)
+
+
+@st.cache_data(ttl=60, max_entries=8, show_spinner="Deciding history again …")
+def previewed(version: str) -> Preview:
+    """What a version would have decided otherwise."""
+    with transaction(read_only=True) as conn:
+        return preview(conn, read_thresholds(conn, version))
 
 
 @st.cache_data(ttl=10, show_spinner=False)

@@ -1,6 +1,5 @@
 """How versions of the thresholds, a fit and a preview are shown: tables for people, JSON for programs."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -9,12 +8,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ragblame.attribution.jobs.preview import Change, Preview, Tally
+from ragblame.attribution.jobs.preview import Change, Preview
 from ragblame.attribution.jobs.thresholds import Version
 from ragblame.attribution.verdicts.thresholds import Thresholds
 from ragblame.records import Json
 from ragblame.ui.explain import plain_json
 from ragblame.ui.terminal import plain
+from ragblame.ui.thresholds_words import groups, remarks, words_of
 from ragblame.ui.why import values_in_words
 
 if TYPE_CHECKING:
@@ -116,43 +116,6 @@ def preview_tables(found: Preview) -> Group:
         said = ", ".join(f"{plain(name, 60)} {count:,}" for name, count in counts.most_common(8))
         lines.append(Text(f"{title}: {said}"))
     return Group(table, *lines, *[_example(change) for change in found.examples[:SHOWN]])
-
-
-def groups(tally: Tally) -> list[tuple[str, Counter[str]]]:
-    """What comes and goes by cause and by app; without what is empty."""
-    pairs = [
-        ("come, by cause", tally.come_by_cause),
-        ("come, by app", tally.come_by_app),
-        ("go, by cause", tally.go_by_cause),
-        ("go, by app", tally.go_by_app),
-    ]
-    return [(title, counts) for title, counts in pairs if counts]
-
-
-def remarks(found: Preview) -> list[str]:
-    """What the figures leave out, one sentence each."""
-    longest = found.tallies[-1]
-    said = []
-    if found.is_partial:
-        said.append(f"Only the newest {longest.traces:,} traces were looked at.")
-    if longest.undecidable:
-        said.append(
-            f"{longest.undecidable:,} verdicts were stored without what they follow from and are counted as "
-            "they are; attribute their traces again."
-        )
-    if longest.unread:
-        said.append(
-            f"{longest.unread:,} verdicts were not read by {found.thresholds.fitted_to}, so only the other "
-            "thresholds were applied to them."
-        )
-    return said
-
-
-def words_of(change: Change) -> str:
-    """One line: what it was and what it would be."""
-    before = change.before.value + (f" ({change.before_cause.value})" if change.before_cause else "")
-    after = change.after.value + (f" ({change.after_cause.value})" if change.after_cause else "")
-    return f"{before} → {after}"
 
 
 def preview_to_json(found: Preview) -> dict[str, Json]:

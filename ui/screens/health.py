@@ -5,10 +5,12 @@ from datetime import UTC, datetime, timedelta
 
 import streamlit as st
 
+from ragblame.errors import InputError
 from ragblame.ui import store
 from ragblame.ui.components.nodes import Node, draw, el
 from ragblame.ui.components.notices import backlog_strip, problem
 from ragblame.ui.components.rows import link_to_trace
+from ragblame.ui.components.versions import preview_block, versions_list
 from ragblame.ui.components.wording import ago, cut, plural, span_of_time
 from ragblame.ui.reads_health import Backlog, CaptureHost, Health
 
@@ -31,6 +33,25 @@ def show() -> None:
         if picked is not None:
             st.switch_page("screens/trace.py", query_params={"id": picked})
     draw([el("h3", "", "Capture"), _capture(store.capture_hosts())], key="capture")
+    _show_thresholds()
+
+
+def _show_thresholds() -> None:
+    """The versions, and what another one would have decided; activating is for the command line."""
+    title = el("h3", "", "Thresholds")
+    try:
+        versions = store.versions()
+    except InputError as error:  # a damaged version must not hide the rest of the page
+        draw([title, problem("The thresholds cannot be read", str(error))], key="thresholds")
+        return
+    draw([title, versions_list(versions)], key="thresholds")
+    others = [version.thresholds.version for version in versions if not version.is_active]
+    if not others:
+        return
+    choice, button, _ = st.columns([2, 1, 4], vertical_alignment="bottom")
+    chosen = choice.selectbox("Preview on history", others, key="preview version")
+    if button.button("Preview", key="preview", width="stretch"):
+        draw([preview_block(store.previewed(chosen))], key="previewed")
 
 
 def _worker_problem(backlog: Backlog) -> Node | None:
