@@ -100,6 +100,8 @@ def explanation_table(explanation: Explanation) -> Group:
                 why = Text(f"{verdict.cause.value}: ", style="bold") + why
             if verdict.fix is not None:
                 why += Text(f" → {plain(verdict.fix)}", style="dim")
+            for row in verdict.corpus_evidence[:1]:
+                why += Text(f" (in the corpus: {plain(row.table, 60)} {plain(row.row_id, 60)})", style="dim")
         table.add_row(
             Text(plain(trace.answer[span.start : span.end], 80)),
             Text(verdict.verdict.value, style=_STYLES[verdict.verdict]) if verdict else Text("-"),
