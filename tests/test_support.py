@@ -74,6 +74,30 @@ def test_a_value_with_another_subject_is_no_support(text: str) -> None:
     assert finding.borrowed_from == (1,)
 
 
+def test_a_noun_that_the_value_brings_does_not_name_the_subject() -> None:
+    """The fallback of a sibling, itself a gateway, does not make the sibling's sentence about the gateway."""
+    question, answer = "Where does the Kestrel gateway fall back to?", "It falls back to the Heron gateway."
+    sibling = "The Kestrel proxy falls back to the Heron gateway."
+    assert value(question, answer, sibling).support.state is SupportState.ABSENT
+    own = "The Kestrel gateway falls back to the Heron gateway."
+    assert value(question, answer, sibling, own).support.position == 1
+
+
+def test_two_sentences_equal_but_for_the_value_disagree() -> None:
+    """A copied page with another value is a conflict, whatever the attribute is called in it."""
+    said, copied = (f"The Kestrel gateway gives up after {number} ms." for number in (9037, 4877))
+    finding = value("What is the timeout of the Kestrel gateway?", "The timeout is 9037 ms.", said, copied)
+    assert finding.conflicts == ((1, "4877 ms"),)
+    other = value(
+        "What is the timeout of the Kestrel gateway?",
+        "The timeout is 9037 ms.",
+        said,
+        "Requests to the Kestrel gateway wait for 4877 ms.",
+    )
+    assert other.conflicts == ()
+    assert other.may_conflict == (1,)
+
+
 @pytest.mark.parametrize(
     ("question", "answer", "text", "stated"),
     [
