@@ -1,4 +1,4 @@
-"""Evidence in words that no rule matches is found by what the model writes where it reads it, and only then."""
+"""Evidence in words that no rule matches is found by what the model writes where it reads it, only then."""
 
 import pytest
 
@@ -51,7 +51,7 @@ def test_the_model_writes_what_a_paraphrase_states(debugger: Debugger) -> None:
 
 
 def test_without_the_supporting_chunk_the_model_writes_what_the_other_says(debugger: Debugger) -> None:
-    """Two chunks that word a fact differently disagree, though no rule can tell that they speak of the same."""
+    """Two chunks that word a fact differently disagree, though no rule knows that they mean the same."""
     said = "The timeout of the Kestrel gateway is 9037 ms."
     scorer, layout, span = lay_out(debugger, said, PARAPHRASE)
     assert without(scorer, layout, span, [0]) == "4877 ms"
