@@ -31,7 +31,8 @@ EF_SEARCH: Final = 100  # as our own retriever sets it
 
 # Fewer rows than asked for, when the index is left so small a list: what pgvector does unless told otherwise.
 _SETTINGS: Final = (
-    "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', %s, true)"
+    "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', %s, true), "
+    "set_config('ivfflat.probes', %s, true)"
 )
 _NEAREST = sql.SQL(
     "SELECT c.id::text, c.text, c.embedding::{type} <=> %(vector)s::{type} FROM ragblame.chunk c "
@@ -53,6 +54,7 @@ class Parts:
     k: int = K
     filter: dict[str, Any] | None = None
     ef_search: int = EF_SEARCH  # of the plain search
+    probes: int = 1  # of the plain search, where the index is an inverted file
     rewrite: Callable[[str], str] | None = None
     format: Callable[[Sequence[Document]], str] = as_bullets
     instruction: str = INSTRUCTION
@@ -67,6 +69,7 @@ class NearestRetriever(BaseRetriever):
     k: int = K
     filter: dict[str, Any] | None = None
     ef_search: int = EF_SEARCH
+    probes: int = 1
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun
@@ -87,7 +90,7 @@ class NearestRetriever(BaseRetriever):
             conn.transaction(),
             conn.cursor(row_factory=tuple_row) as cursor,
         ):
-            cursor.execute(_SETTINGS, (str(self.ef_search), iterative))
+            cursor.execute(_SETTINGS, (str(self.ef_search), iterative, str(self.probes)))
             rows = cursor.execute(statement, given, prepare=False).fetchall()
         return [
             Document(id=id, page_content=text, metadata={"distance": distance, "source_table": SOURCE_TABLE})
@@ -115,6 +118,7 @@ class Bench:
             k=parts.k,
             filter=parts.filter,
             ef_search=parts.ef_search,
+            probes=parts.probes,
         )
         return tell_search(nearest, search_type="similarity")  # the host's one line for a retriever not ours
 

@@ -31,7 +31,7 @@ from ragblame.ui.faults.chain import Parts, as_bullets
 from ragblame.ui.faults.corpus import SITES, Page, Row, Source, line
 
 COPY: Final = "revised"  # added to a page's slug: the copy that says otherwise
-LISTS: Final = 64  # of an inverted-file index far too fine for this corpus, of which one list is searched
+LISTS: Final = 64  # of an inverted file, far too many for this corpus
 FROM_MEMORY: Final = (
     "Answer the question from memory, not from the documents.",
     "Answer from what you remember. Do not use the documents below.",
@@ -114,8 +114,7 @@ def inject(fault: Fault, source: Source, asked: Asked, site: Site, rng: random.R
                 k = rng.randint(1, best)
                 yield Injected(way=f"k = {k}", parts=replace(asked.parts, k=k))
         case Fault.INDEX:
-            with _crippled(site, asked, rng) as injected:
-                yield injected
+            yield _crippled(asked)
         case Fault.FILTER:
             own = {site.pages[row.slug].site for row in source.rows}
             other = rng.choice([name for name in SITES if name not in own])
@@ -182,12 +181,16 @@ def _copied(site: Site, source: Source, asked: Asked, rng: random.Random) -> Con
 # The index --------------------------------------------------------------------------------------------------
 
 
+def _crippled(asked: Asked) -> Injected:
+    """The search looks at next to nothing of the index there is."""
+    if asked.parts.probes > 1:
+        return Injected(way=f"ivfflat.probes = 1 of {LISTS}", parts=replace(asked.parts, probes=1))
+    return Injected(way="hnsw.ef_search = 1", parts=replace(asked.parts, ef_search=1))
+
+
 @contextmanager
-def _crippled(site: Site, asked: Asked, rng: random.Random) -> Context:
-    """The search looks at too little of the index, or the index was built wrong."""
-    if rng.random() < 0.5:
-        yield Injected(way="hnsw.ef_search = 1", parts=replace(asked.parts, ef_search=1))
-        return
+def inverted_file(site: Site) -> Iterator[None]:
+    """The corpus with an inverted file in place of its graph; with ``LISTS`` probes it is searched whole."""
     model = site.embedding_model
     good, poor = sql.Identifier("ragblame", model.index_name), sql.Identifier("chunk_embedding_poor")
     site.conn.execute(sql.SQL("DROP INDEX {}").format(good))
@@ -197,7 +200,7 @@ def _crippled(site: Site, asked: Asked, rng: random.Random) -> Context:
         )
     )
     try:
-        yield Injected(way=f"ivfflat, 1 of {LISTS} lists", parts=asked.parts)
+        yield
     finally:
         site.conn.execute(sql.SQL("DROP INDEX {}").format(sql.Identifier("ragblame", "chunk_embedding_poor")))
         register_model(site.conn, model.name, model.dimensions)  # makes its index again

@@ -6,7 +6,7 @@ attribution and corpus probe. Only the faults are ours, and each case's label is
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from ragblame.ui.faults import corpus
 from ragblame.ui.faults.chain import Bench, Parts
 from ragblame.ui.faults.corpus import Source
 from ragblame.ui.faults.host import Host, host
-from ragblame.ui.faults.injections import Asked, Injected, Site, inject
+from ragblame.ui.faults.injections import LISTS, Asked, Injected, Site, inject, inverted_file
 from ragblame.ui.faults.server import own_folder, start_in
 
 DEMOS: Final = 8  # joined into one corpus
@@ -92,7 +92,10 @@ def _suite(url: str, folder: Path, *, seed: int, is_quick: bool, report: Progres
     with (
         database.connect(url, autocommit=True, application_name="ragblame faults") as conn,
         database.open_pool(url, application_name="ragblame faults chain") as pool,
+        TableProbe(url, our_corpus(), embeddings) as probe,
     ):
+        # one thread: the model is so small that a second one costs more than it does
+        debugger = Debugger.from_pretrained(is_own_model=True, threads=1, probe=probe)
         rows = corpus.store(conn, everything, embeddings, folder, lambda done, total: report("ingest", 0.0))
         model = find_model(conn, name_of(embeddings))
         if model is None:
@@ -107,9 +110,7 @@ def _suite(url: str, folder: Path, *, seed: int, is_quick: bool, report: Progres
             folder=folder,
         )
         bench = Bench(pool=pool, embeddings=embeddings, embedding_model=model, chat_model=SmallChatModel())
-        with TableProbe(url, our_corpus(), embeddings) as probe, host(bench, url, folder) as asking:
-            # one thread: the model is so small that a second one costs more than it does
-            debugger = Debugger.from_pretrained(is_own_model=True, threads=1, probe=probe)
+        with host(bench, url, folder) as asking:
             yield _Suite(site, bench, asking, debugger, len(rows), seed, report)
 
 
@@ -124,7 +125,7 @@ class _Suite:
     rows: int
     seed: int
     report: Progress
-    done: int = 0  # faults
+    done: float = 0.0  # faults
 
     def facts(self) -> list[str]:
         """What it ran on, in sentences."""
@@ -136,24 +137,42 @@ class _Suite:
 
     def draw(self, fault: Fault | None, cases: int) -> list[Draw]:
         """Sources in random order, until so many cases are found or none is left; controls are more."""
-        wanted = cases if fault is not None else CONTROLS * cases
-        rng = random.Random(f"{self.seed} {fault}")
         order = list(self.site.sources)
-        rng.shuffle(order)
+        random.Random(f"{self.seed} {fault}").shuffle(order)
+        if fault is Fault.INDEX:  # half of the cases with either kind of index; changing it takes long
+            draws = self._walk(fault, order, cases - cases // 2, Parts(), share=0.5)
+            self.done += 0.5
+            with inverted_file(self.site):
+                rest = order[len(draws) :]
+                draws += self._walk(fault, rest, cases // 2, Parts(probes=LISTS), share=0.5)
+            self.done += 0.5
+        else:
+            draws = self._walk(fault, order, cases if fault is not None else CONTROLS * cases, None)
+            self.done += 1.0
+        return draws
+
+    def _walk(
+        self,
+        fault: Fault | None,
+        order: Sequence[Source],
+        wanted: int,
+        parts: Parts | None,
+        share: float = 1.0,
+    ) -> list[Draw]:
+        """``parts``: of the chain without the fault; None: either retriever. ``share``: of its work."""
         draws: list[Draw] = []
         found = 0
         for source in order:
-            self.report(fault or "no fault", (self.done + found / wanted) / (len(Fault) + 1))
+            self.report(fault or "no fault", (self.done + share * found / wanted) / (len(Fault) + 1))
             if found == wanted:
                 break
-            draws.append(self._try(fault, source, random.Random(f"{self.seed} {fault} {source.claim}")))
+            rng = random.Random(f"{self.seed} {fault} {source.claim}")
+            draws.append(self._try(fault, source, rng, parts or Parts(is_hybrid=rng.random() < HYBRID)))
             found += draws[-1].outcome is Outcome.CASE
-        self.done += 1
         return draws
 
-    def _try(self, fault: Fault | None, source: Source, rng: random.Random) -> Draw:
+    def _try(self, fault: Fault | None, source: Source, rng: random.Random, parts: Parts) -> Draw:
         question = ask(rng, [source.claim]).text
-        parts = Parts(is_hybrid=fault is not Fault.INDEX and rng.random() < HYBRID)
         draw = Draw(
             fault=fault,
             way="",
