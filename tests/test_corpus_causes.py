@@ -1,5 +1,6 @@
 """Why the right text was not in the prompt: each cause on a real corpus, where it holds and where not."""
 
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -326,6 +327,17 @@ def test_k_is_taken_from_what_was_retrieved_where_nobody_told_it(corpus: Corpus)
     nearest = flagged(corpus.explain(replace(corpus.trace(), metadata={})))
     assert nearest.cause is Cause.INDEX_MISS
     assert "by the index, or by a filter that was not captured" in nearest.explanation
+
+
+def test_of_several_searches_the_first_one_is_asked_about(corpus: Corpus) -> None:
+    """Ranks are those of one query: where an answer had several searches, the look says so."""
+    trace = corpus.trace()
+    runs = [uuid.UUID(int=1 + number % 2) for number in range(K)]
+    chunks = tuple(replace(c, retriever_run=run) for c, run in zip(trace.chunks, runs, strict=True))
+    (look,) = corpus.explain(replace(trace, chunks=chunks)).corpus_looks
+    assert "2 searches: ranks and k are those of the first" in look.notes[-1]
+    (look,) = corpus.explain(trace).corpus_looks
+    assert not any("searches" in note for note in look.notes)
 
 
 def test_hostile_text_of_the_corpus_stays_data(corpus: Corpus) -> None:

@@ -94,6 +94,11 @@ class CorpusCase:
             notes.append("The retriever's filter could not be captured: the corpus was asked without it.")
         elif self.is_untold:
             notes.append("Neither k nor a filter was captured: a filter may be why a row was not retrieved.")
+        runs = {chunk.retriever_run for chunk in self.trace.chunks}
+        if len(runs) > 1:
+            notes.append(
+                f"The answer had {len(runs)} searches: ranks and k are those of the first."
+            )
         return CorpusLook(
             span=self.span.index,
             table=self.report.source,
