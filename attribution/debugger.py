@@ -18,9 +18,11 @@ from ragblame.attribution.repetitions import repetitions
 from ragblame.attribution.spans import segment
 from ragblame.attribution.verdicts.causes import judge
 from ragblame.attribution.verdicts.corpus_causes import asks_corpus, asks_freshness, look_into
+from ragblame.attribution.verdicts.fusion import fuse
+from ragblame.attribution.verdicts.learned import SupportReader, in_prompt
 from ragblame.attribution.verdicts.normalise import words
 from ragblame.attribution.verdicts.other_words import Reader, with_conflicts
-from ragblame.attribution.verdicts.premises import premises_of
+from ragblame.attribution.verdicts.premises import by_probability, premises_of
 from ragblame.attribution.verdicts.prompt_lines import with_prompt_lines
 from ragblame.attribution.verdicts.reading import settle
 from ragblame.attribution.verdicts.support import Finding, examine
@@ -86,14 +88,17 @@ class Debugger:
         probe: CorpusProbe | None = None,
         max_corpus_spans: int = MAX_CORPUS_SPANS,
         checks_freshness: bool = False,
+        support_reader: SupportReader | None = None,
     ) -> None:
         """``max_exact_chunks``: with more in the prompt, shares are sampled from at most
         ``sampled_coalitions`` coalitions, or until each standard error is ``sampled_precision`` nats.
         ``probe``: is asked why the evidence of flagged spans was not in the prompt, for the worst
         ``max_corpus_spans`` of an answer; with ``checks_freshness`` also whether a newer row states another
-        value than a supported span. None: causes do not look into the corpus."""
+        value than a supported span. None: causes do not look into the corpus. ``support_reader``: reads
+        the text beside the rules; None: they decide alone."""
         self.scorer = scorer
         self.probe = probe
+        self.support_reader = support_reader
         self.max_corpus_spans = max_corpus_spans
         self.checks_freshness = checks_freshness
         self.max_exact_chunks = max_exact_chunks
@@ -118,6 +123,7 @@ class Debugger:
         probe: CorpusProbe | None = None,
         max_corpus_spans: int = MAX_CORPUS_SPANS,
         checks_freshness: bool = False,
+        support_reader: SupportReader | None = None,
     ) -> "Debugger":
         """Load a scorer from a folder or the local cache, never from the network.
 
@@ -151,6 +157,7 @@ class Debugger:
             probe=probe,
             max_corpus_spans=max_corpus_spans,
             checks_freshness=checks_freshness,
+            support_reader=support_reader,
         )
 
     @classmethod
@@ -161,14 +168,16 @@ class Debugger:
         probe: CorpusProbe | None = None,
         max_corpus_spans: int = MAX_CORPUS_SPANS,
         checks_freshness: bool = False,
+        support_reader: SupportReader | None = None,
     ) -> "Debugger":
-        """Without a model: verdicts rest on the text alone. ``probe`` and what follows: as for the class."""
+        """Without a scorer: verdicts rest on the text alone. ``probe`` and what follows: as for the class."""
         return cls(
             None,
             thresholds=thresholds,
             probe=probe,
             max_corpus_spans=max_corpus_spans,
             checks_freshness=checks_freshness,
+            support_reader=support_reader,
         )
 
     def explain(
@@ -223,6 +232,7 @@ class _Run:
         self.sampled_precision = debugger.sampled_precision
         self.thresholds = debugger.thresholds
         self.probe = debugger.probe
+        self.support_reader = debugger.support_reader
         self.max_corpus_spans = debugger.max_corpus_spans
         self.checks_freshness = debugger.checks_freshness
         self.trace = trace
@@ -242,12 +252,17 @@ class _Run:
         findings = examine(
             trace.question, trace.answer, spans, trace.chunks, alignments if has_prompt else None
         )
+        findings, support_notes = self._read_support(spans, findings, alignments if has_prompt else None)
         measured = self._measure(alignments, spans, findings)
         self._look("verdict", 0.0)
         read = findings
         findings = tuple(
             with_conflicts(
-                settle(finding, measured.influences.get(span.index), self.thresholds),
+                settle(
+                    by_probability(finding, measured.influences.get(span.index), self.thresholds),
+                    measured.influences.get(span.index),
+                    self.thresholds,
+                ),
                 measured.rewritten.get(span.index),
                 trace.answer[span.start : span.end],
                 trace.chunks,
@@ -262,13 +277,17 @@ class _Run:
             influence = measured.influences.get(span.index)
             decision = decide(finding.support, influence, self.thresholds)
             decisions.append(decision)
-            verdicts.append(judge(trace, span, finding, decision, influence, self.thresholds))
+            verdict = judge(trace, span, finding, decision, influence, self.thresholds)
+            support = finding.support
+            confidence = self.thresholds.confidence(support.probability, support.model)
+            verdicts.append(replace(verdict, confidence=confidence))
         self.progress("verdict", 1.0)
         looks, corpus_notes = self._look_into_corpus(spans, findings, verdicts, measured)
         notes = [
             *([segmentation.note] if segmentation.note else []),
             *alignment_notes(alignments),
             *measured.notes,
+            *support_notes,
             *corpus_notes,
         ]
         return Explanation(
@@ -289,6 +308,32 @@ class _Run:
             program=__version__,
             thresholds_digest=self.thresholds.digest,
         )
+
+    def _read_support(
+        self, spans: Sequence[Span], findings: tuple[Finding, ...], alignments: Sequence[Alignment] | None
+    ) -> tuple[tuple[Finding, ...], list[str]]:
+        """The findings with what the learned reader says of each; what it cannot do becomes a note."""
+        if self.support_reader is None:
+            return findings, []
+        self._look("support", 0.5)
+        trace = self.trace
+        try:
+            reading = self.support_reader.read(
+                trace.question, trace.answer, in_prompt(trace.chunks, alignments)
+            )
+        except ModelError as error:
+            return findings, [f"The support model did not read this answer, so rules alone did: {error}"]
+        notes = []
+        if reading.left_out:
+            notes.append(
+                f"The support model left {reading.left_out} passages unread, those with fewest of the "
+                "answer's words: there were too many."
+            )
+        probabilities = fuse(reading, spans, findings)
+        return tuple(
+            replace(finding, support=replace(finding.support, model=reading.model, probability=probability))
+            for finding, probability in zip(findings, probabilities, strict=True)
+        ), notes
 
     def _look_into_corpus(
         self,

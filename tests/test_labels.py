@@ -402,7 +402,7 @@ def test_a_made_up_file_end_to_end(tmp_path: Path) -> None:
         line(id="right too", source_id="s4", model="other"),
     ]
     evidence = evaluate([write(tmp_path / "made.jsonl", rows)], seed=1)
-    ours = "ragblame, text only"
+    ours = "ragblame, rules alone"
     for title in ("made-up: answers", "made-up: spans", "made-up: characters"):
         assert figure(evidence, title, ours, "precision") == 1.0
         assert figure(evidence, title, ours, "recall") == 0.5
@@ -430,7 +430,7 @@ def test_what_is_true_anyway_counts_neither_way(tmp_path: Path) -> None:
         line(id="true anyway", source_id="s3", answer=wrong, labels=[anyway]),
     ]
     evidence = evaluate([write(tmp_path / "made.jsonl", rows)], seed=0)
-    ours = "ragblame, text only"
+    ours = "ragblame, rules alone"
     assert "3 answers, 66.7%" in table(evidence, "made-up: answers").note
     strict = "made-up: answers, without what is true anyway"
     assert "2 answers, 50.0%" in table(evidence, strict).note
@@ -483,7 +483,7 @@ def test_the_human_labelled_sets(path: Path) -> None:
             is_margin = "difference" in each.columns
             assert math.isnan(cell.value) or (-1.0 if is_margin else 0.0) <= cell.value <= 1.0
     dataset = path.name.split(".")[0]
-    ours = "ragblame, text only"
+    ours = "ragblame, rules alone"
     if dataset in ("ragtruth_qa", "wice"):
         for level in ("answers", "spans", "characters"):
             title = f"{dataset}: {level}"

@@ -65,6 +65,14 @@ def world(
 def labels(
     files: Annotated[list[Path], typer.Argument(help="JSON lines of labelled answers, gzipped or not.")],
     limit: Annotated[int | None, typer.Option(min=1, help="About so many answers of each file.")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(help="Only sources of this part of the split: held-out, tuning or training."),
+    ] = None,
+    support_model: Annotated[
+        str | None,
+        typer.Option(help="shipped, none (rules alone), or a token classifier; as configured if not given."),
+    ] = None,
     quick: QuickOption = False,
     report: ReportOption = None,
     json_output: JsonOption = False,
@@ -73,11 +81,25 @@ def labels(
     """Against what people found unsupported in real answers."""
     _check_report(report)
     from ragblame.attribution.evaluation import labels as labelled
+    from ragblame.attribution.evaluation.span_scorers import TextOnly
+    from ragblame.attribution.support_model.choice import load_support_reader
+    from ragblame.attribution.support_model.examples import Part
+    from ragblame.settings import load_settings
 
+    if part is not None and part not in set(Part):
+        raise InputError(f"there is no part {part!r}: choose one of {', '.join(Part)}")
+    reader = load_support_reader(support_model or load_settings().support_model)
     if quick:
         limit = min(QUICK_ANSWERS, limit or QUICK_ANSWERS)
     with _progress() as progress:
-        evidence = labelled.evaluate(files, seed=seed, limit=limit, progress=progress)
+        evidence = labelled.evaluate(
+            files,
+            seed=seed,
+            limit=limit,
+            progress=progress,
+            scorer=None if reader is None else TextOnly(reader),
+            part=None if part is None else Part(part),
+        )
     _hand_over(evidence, report, json_output)
 
 

@@ -16,16 +16,24 @@ from ragblame.attribution.evaluation.detection import SpanScorer
 from ragblame.attribution.evaluation.evidence import Bar, Confusion, Evidence, Table
 from ragblame.attribution.evaluation.label_study import LabelStudy
 from ragblame.attribution.evaluation.labelled import LabelledAnswer, read_labelled, sample_sources
-from ragblame.attribution.evaluation.span_scorers import TextRules
+from ragblame.attribution.evaluation.span_scorers import TextOnly
+from ragblame.attribution.support_model.examples import Part, part_of
 from ragblame.errors import InputError
 
 NAMED_PROBLEMS: Final = 5  # lines left out that are named one by one; all are counted
 
-_SCORE_NOTE: Final = (
-    "The ranking score of the text rules is not a probability: flagged spans come before undetermined ones "
+_RULES_NOTE: Final = (
+    "The ranking score of the rules is not a probability: flagged spans come before undetermined ones "
     "before supported ones, and ties go by the share of the span's content words that no chunk holds. "
     "An answer's score is that of its worst span."
 )
+
+_PART_NOTES: Final = {
+    None: "All sources of the files, whether the support model learned from them or not.",
+    Part.HELD_OUT: "Only sources that the support model neither learned from nor was tuned on.",
+    Part.TUNING: "Only sources that the support model was tuned on.",
+    Part.TRAINING: "Only sources that the support model learned from.",
+}
 
 
 def evaluate(
@@ -35,25 +43,29 @@ def evaluate(
     limit: int | None = None,
     progress: Callable[[str, float], None] | None = None,
     scorer: SpanScorer | None = None,
-    name: str = TextRules.name,
+    name: str = "",
+    part: Part | None = None,
 ) -> Evidence:
     """Measure a span scorer on labelled files.
 
     ``limit``: answers per file at least, by whole sources drawn with ``seed``. ``progress(what, part done)``.
-    ``scorer``: None for the text-only debugger as it ships; ``name`` is its name in the tables. Raises
+    ``scorer``: None for rules alone; ``name`` is its name in the tables. ``part``: only sources that the
+    support model used so; None: all, those it learned from too. Raises
     ``InputError`` for a file that cannot be read or holds no usable line, and when no file is given.
     """
     if not files:
         raise InputError("no file to evaluate: give one or more .jsonl or .jsonl.gz files with labels")
     report = progress or (lambda what, part: None)
-    chosen = TextRules() if scorer is None else scorer
-    notes = [_SCORE_NOTE] if scorer is None else []
+    chosen = TextOnly() if scorer is None else scorer
+    name = name or (chosen.name if isinstance(chosen, TextOnly) else "ours")
+    notes = [_RULES_NOTE] if scorer is None else []
+    notes.append(_PART_NOTES[part])
     tables: list[Table] = []
     confusions: list[Confusion] = []
     bars: list[Bar] = []
     taken: Counter[str] = Counter()
     for index, path in enumerate(files):
-        rows, told = _read(path, seed, limit)
+        rows, told = _read(path, seed, limit, part)
         notes.extend(told)
         dataset = _title(path, rows)
         taken[dataset] += 1
@@ -67,6 +79,7 @@ def evaluate(
         bars.extend(study.bars())
     report("done", 1.0)
     options = [f"--seed={seed}", *([] if limit is None else [f"--limit={limit}"])]
+    options.extend([] if part is None else [f"--part={part.value}"])
     return Evidence(
         name="human labels",
         command=shlex.join(["ragblame", "eval", "labels", *(path.name for path in files), *options]),
@@ -78,11 +91,16 @@ def evaluate(
     )
 
 
-def _read(path: Path, seed: int, limit: int | None) -> tuple[list[LabelledAnswer], list[str]]:
+def _read(
+    path: Path, seed: int, limit: int | None, part: Part | None
+) -> tuple[list[LabelledAnswer], list[str]]:
     """The rows to evaluate, and what a reader must know about the file."""
     problems: list[str] = []
     rows = read_labelled(path, lambda line, message: problems.append(f"line {line}: {message}"))
-    kept = sample_sources(rows, limit, seed=seed)
+    chosen = [row for row in rows if part is None or part_of(row) is part]
+    if not chosen:
+        raise InputError(f"{path} has no source of the part {part}: it holds too few")
+    kept = sample_sources(chosen, limit, seed=seed)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     notes = [
         f"{path.name} (sha256 {digest[:12]}…): {len(kept):,} of {len(rows):,} answers, "

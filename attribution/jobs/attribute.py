@@ -15,6 +15,7 @@ from ragblame.attribution.jobs.faults import database_faults
 from ragblame.attribution.jobs.rescoring import Rescorer, write_scores
 from ragblame.attribution.jobs.results import write_explanation, write_failure
 from ragblame.attribution.jobs.thresholds import read_active
+from ragblame.attribution.support_model.choice import load_support_reader
 from ragblame.attribution.verdicts.thresholds import Thresholds
 from ragblame.corpus import CorpusProbe
 from ragblame.errors import DatabaseError, MissingExtraError, ModelError, RagblameError
@@ -84,6 +85,7 @@ def load_debugger(settings: Settings, probe: CorpusProbe | None = None) -> "Debu
             probe=probe,
             max_corpus_spans=settings.probe_spans,
             checks_freshness=settings.probe_freshness,
+            support_reader=load_support_reader(settings.support_model),
         )
     except FileNotFoundError as error:  # the shipped model is not in this installation
         raise ModelError(str(error)) from error

@@ -17,7 +17,7 @@ from ragblame.attribution.verdicts.normalise import Word, words
 
 ANSWER_FLAGS: Final = (
     *("content", "number", "capital", "negation", "asked", "first in sentence"),
-    *("here", "pair here", "triple here", "in a chunk", "pair in a chunk", "triple in a chunk"),
+    *("in a chunk", "pair in a chunk", "triple in a chunk"),
     *("near its neighbours", "in most chunks"),
 )
 EVIDENCE_FLAGS: Final = ("content", "number", "asked", "answered", "pair answered", "triple answered")
@@ -97,9 +97,9 @@ def _in_row(known: Set[Any], runs: Sequence[Any], size: int, n: int) -> list[boo
 
 
 def answer_flags(
-    answer: Text, question: Vocabulary, window: Vocabulary, whole: Vocabulary, chunks: Sequence[Vocabulary]
+    answer: Text, question: Vocabulary, whole: Vocabulary, chunks: Sequence[Vocabulary]
 ) -> Floats:
-    """0 or 1 for every word of the answer, [word, ANSWER_FLAGS]; ``window`` is what is read beside it."""
+    """0 or 1 for every word of the answer, [word, ANSWER_FLAGS]; ``whole``: of all ``chunks`` together."""
     n = len(answer.words)
     flags = np.zeros((n, len(ANSWER_FLAGS)), np.float32)
     if not n:
@@ -112,13 +112,10 @@ def answer_flags(
         [word.is_negation for word in answer.words],
         [stem in question.stems for stem in answer.stems],
         _first_in_sentence(answer),
-        [stem in window.stems for stem in answer.stems],
-        _in_row(window.pairs, pairs, 2, n),
-        _in_row(window.triples, triples, 3, n),
         [stem in whole.stems for stem in answer.stems],
         _in_row(whole.pairs, pairs, 2, n),
         _in_row(whole.triples, triples, 3, n),
-        _near(answer, window),
+        _near(answer, whole),
         [2 * sum(stem in chunk.stems for chunk in chunks) > len(chunks) for stem in answer.stems],
     ]
     flags[:] = np.array(columns, np.float32).T
@@ -150,12 +147,12 @@ def _first_in_sentence(text: Text) -> list[bool]:
     return found
 
 
-def _near(answer: Text, window: Vocabulary) -> list[bool]:
-    """Whether a content word stands near its previous or next content word in the window."""
+def _near(answer: Text, whole: Vocabulary) -> list[bool]:
+    """Whether a content word stands near its previous or next content word in a chunk."""
     held = [False] * len(answer.words)
     content = [index for index, word in enumerate(answer.words) if word.is_content]
     for one, other in pairwise(content):
-        if window.is_near(answer.stems[one], answer.stems[other]):
+        if whole.is_near(answer.stems[one], answer.stems[other]):
             held[one] = held[other] = True
     return held
 

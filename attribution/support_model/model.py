@@ -10,22 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ragblame.attribution.support_model.windows import Cutter
+from ragblame.attribution.support_model.cutting import Cutter
 from ragblame.attribution.verdicts.learned import SupportReading
 from ragblame.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from ragblame.attribution.support_model.network import Reader
+    from ragblame.attribution.support_model.weights import Parts
 
 
 class SupportModel:
     """The shipped reader, safe to share between threads; they take turns."""
 
-    def __init__(self, reader: "Reader", cutter: Cutter, name: str) -> None:
+    def __init__(self, parts: "Parts", name: str) -> None:
         """``name``: name@revision. Use ``load``."""
         self.name = name
-        self._reader = reader
-        self._cutter = cutter
+        self._parts = parts
+        self._cutter = Cutter(parts.tokenizer)
         self._lock = threading.Lock()  # a fast tokenizer refuses to be used by two threads at once
 
     @classmethod
@@ -44,21 +44,20 @@ class SupportModel:
         place = folder or weights.SHIPPED
         parts = weights.fresh()
         card = weights.load_learned(parts.reader, place)
-        parts.reader.merge()
         parts.reader.eval()
         digest = hashlib.sha256((place / weights.LEARNED).read_bytes()).hexdigest()
-        return cls(parts.reader, Cutter(parts.tokenizer), f"{card['name']}@{digest[:12]}")
+        return cls(parts, f"{card['name']}@{digest[:12]}")
 
     def read(self, question: str, answer: str, chunks: Sequence[str]) -> SupportReading:
         """How likely each token of the answer, and anything in it, is unsupported."""
         import torch
 
-        from ragblame.attribution.support_model.network import Batch
+        from ragblame.attribution.support_model.network import batch_of
 
         with self._lock:
             reading = self._cutter.cut(question, answer, chunks)
         with torch.inference_mode():
-            token, whole = self._reader(Batch([reading]))
+            token, whole = self._parts.reader(batch_of([reading], self._parts.encoder))
         return SupportReading(
             model=self.name,
             starts=tuple(reading.starts.tolist()),

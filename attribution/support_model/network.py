@@ -1,166 +1,197 @@
-"""The network of the reader: a small encoder with low-rank adapters, and a head that joins what it read.
+"""The network of the reader: answer tokens attend to the tokens of the chunks, and each gets a logit.
 
-Every window gives, for each token of the answer, a vector and a support logit s. Windows are joined by a
-softmax over s (what supports best is heard most) and by its logarithm of the sum of exponentials; a small
-bidirectional GRU then reads the whole answer once more, so that neighbours of an unsupported word lean to the
-same side. The logit of the whole answer comes from its most doubtful tokens and from counts of missing words.
+It stands on frozen vectors of a sentence encoder (two of its layers side by side) and on what equality of
+words tells for free: in every attention a learned bias favours the same word, and more so the same pair of
+words, so that what is learned is whether the words around agree. The logit of the whole answer comes from its
+most doubtful tokens and from counts of missing words.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
-from ragblame.attribution.support_model.lexical import ANSWER_FLAGS, COUNTS
-from ragblame.attribution.support_model.windows import FLAGS, Reading
+from ragblame.attribution.support_model.cutting import Reading, Run
+from ragblame.attribution.support_model.lexical import ANSWER_FLAGS, COUNTS, EVIDENCE_FLAGS
 
-RANK: Final = 32  # of the adapters; Hu et al. 2021
-SCALE: Final = 2.0  # alpha / rank, their eq. 3
-_JOINED: Final = 128
-_GRU: Final = 96
+LAYERS: Final = (3, 6)  # of the encoder, whose outputs are taken
+WIDTH: Final = 128
+HEADS: Final = 4
+BLOCKS: Final = 2
+REACH: Final = 16  # tokens: distances in the answer beyond it count as equal
 _TOP: Final = 8  # most doubtful tokens that the answer's logit sees
+_DROP: Final = 0.15
+
+Vectors = Callable[[Run], Tensor]  # [used token, input width] of one run
 
 
-class LowRank(nn.Module):
-    """A frozen linear layer with a low-rank addition, W x + b + (alpha / r) B A x (Hu et al. 2021, eq. 3)."""
+class Attention(nn.Module):
+    """Multi-head attention with an added bias; queries and keys begin equal, so that like meets like."""
 
-    def __init__(self, base: nn.Linear) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.base = base
-        self.down = nn.Parameter(torch.empty(RANK, base.in_features))
-        self.up = nn.Parameter(torch.zeros(base.out_features, RANK))
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        self.query, self.key = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.value, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.key.load_state_dict(self.query.state_dict())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[…, in] to […, out]."""
-        added = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
-        return self.base(x) + SCALE * added  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
+        """``x`` [answer, i, width] looks at ``y`` [answer, j, width]; ``bias`` [answer, head, i, j]."""
+        count, width = x.shape[0], WIDTH // HEADS
 
-    def merged(self) -> nn.Linear:
-        """One plain layer that computes the same."""
-        with torch.no_grad():
-            self.base.weight += SCALE * self.up @ self.down
-        return self.base
+        def heads(z: Tensor) -> Tensor:
+            return z.view(count, -1, HEADS, width).transpose(1, 2)
+
+        read = nn.functional.scaled_dot_product_attention(
+            heads(self.query(x)), heads(self.key(y)), heads(self.value(y)), attn_mask=bias
+        )
+        return self.out(read.transpose(1, 2).reshape(count, -1, WIDTH))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Answer to answer, answer to chunks, each token by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(3))
+        self.own, self.across = Attention(), Attention()
+        self.feed = nn.Sequential(nn.Linear(WIDTH, 3 * WIDTH), nn.GELU(), nn.Linear(3 * WIDTH, WIDTH))
+        self.distance = nn.Parameter(torch.zeros(HEADS, 2 * REACH + 1))
+        # Strengths of "same word", "same pair"; heads differ from the start.
+        self.same = nn.Parameter(torch.linspace(0, 4, HEADS)[:, None].repeat(1, 2))
+        self.drop = nn.Dropout(_DROP)
+
+    def forward(self, x: Tensor, y: Tensor, own_mask: Tensor, mask: Tensor, same: Tensor) -> Tensor:
+        """``same`` [answer, i, j, 2]; masks are 0 or very negative, [answer, 1, 1, j]."""
+        place = torch.arange(x.shape[1])
+        apart = (place[None, :] - place[:, None]).clamp(-REACH, REACH) + REACH
+        own = self.distance[:, apart][None] + own_mask
+        z = self.norms[0](x)
+        x = x + self.drop(self.own(z, z, own))
+        bias = torch.einsum("bijk,hk->bhij", same, self.same) + mask
+        x = x + self.drop(self.across(self.norms[1](x), y, bias))
+        return x + self.drop(self.feed(self.norms[2](x)))  # type: ignore[no-any-return]
 
 
 class Reader(nn.Module):
-    """Encoder, adapters and head; ``forward`` takes what ``collate`` makes."""
+    """``forward`` takes a ``Batch`` and gives logits of being unsupported."""
 
-    def __init__(self, encoder: Any) -> None:
-        """``encoder``: a BERT model; its own weights stay frozen."""
+    def __init__(self, input_width: int) -> None:
+        """``input_width``: of the encoder's vectors, all ``LAYERS`` side by side."""
         super().__init__()
-        self.encoder = encoder
-        for parameter in encoder.parameters():
-            parameter.requires_grad_(False)
-        for layer in encoder.encoder.layer:
-            own = layer.attention.self
-            own.query, own.key, own.value = LowRank(own.query), LowRank(own.key), LowRank(own.value)
-            layer.attention.output.dense = LowRank(layer.attention.output.dense)
-            layer.intermediate.dense = LowRank(layer.intermediate.dense)
-            layer.output.dense = LowRank(layer.output.dense)
-        width = encoder.config.hidden_size
-        self.flags = nn.Linear(FLAGS, width, bias=False)
-        nn.init.zeros_(self.flags.weight)  # begins as the encoder it was
-        self.support = nn.Linear(width, 1)
-        self.join = nn.Linear(width + 1 + len(ANSWER_FLAGS), _JOINED)
-        self.drop = nn.Dropout(0.2)
-        self.smooth = nn.GRU(_JOINED, _GRU, batch_first=True, bidirectional=True)
-        self.token = nn.Linear(2 * _GRU + _JOINED, 1)
-        self.pool = nn.Linear(2 * _GRU, 1)
+        self.inputs = nn.Sequential(
+            nn.LayerNorm(input_width), nn.Dropout(_DROP), nn.Linear(input_width, WIDTH)
+        )
+        self.said_flags = nn.Linear(len(ANSWER_FLAGS), WIDTH, bias=False)
+        self.evidence_flags = nn.Linear(len(EVIDENCE_FLAGS), WIDTH, bias=False)
+        self.local = nn.Conv1d(WIDTH, WIDTH, 5, padding=2, groups=WIDTH)
+        self.none = nn.Parameter(torch.zeros(WIDTH))  # what a token with no evidence looks at
+        self.evidence_norm = nn.LayerNorm(WIDTH)
+        self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
+        self.last = nn.LayerNorm(WIDTH)
+        self.token = nn.Sequential(nn.Dropout(_DROP), nn.Linear(WIDTH + len(ANSWER_FLAGS), 1))
+        self.pool = nn.Linear(WIDTH, 1)
         self.counted = nn.Sequential(nn.Linear(len(COUNTS), 32), nn.GELU(), nn.Dropout(0.2))
         self.answer = nn.Sequential(
-            nn.Linear(2 * _GRU + _TOP + 32, 64), nn.GELU(), nn.Dropout(0.2), nn.Linear(64, 1)
+            nn.Linear(WIDTH + _TOP + 32, 64), nn.GELU(), nn.Dropout(0.3), nn.Linear(64, 1)
         )
         self.register_buffer("count_mean", torch.zeros(len(COUNTS)))
         self.register_buffer("count_scale", torch.ones(len(COUNTS)))
 
-    def merge(self) -> None:
-        """Fold the adapters into the encoder: no cost at inference. Cannot be undone or trained further."""
-        for parent in self.encoder.modules():
-            for name, child in list(parent.named_children()):
-                if isinstance(child, LowRank):
-                    setattr(parent, name, child.merged())
-
-    def learned(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors of what was learned: everything but the encoder's own weights."""
-        for name, value in self.state_dict().items():
-            if not name.startswith("encoder.") or name.endswith((".down", ".up")):
-                yield name, value
-
     def forward(self, batch: "Batch") -> tuple[Tensor, Tensor]:
-        """Logits of being unsupported: [answer, token] (padded ones mean nothing) and [answer]."""
-        words = self.encoder.embeddings.word_embeddings(batch.ids) + self.flags(batch.flags)
-        hidden = self.encoder(
-            inputs_embeds=words, token_type_ids=batch.types, attention_mask=batch.mask
-        ).last_hidden_state.float()  # [window, token, width]
-        width = hidden.shape[-1]
-        logits = self.support(hidden).squeeze(-1)
-        tokens = batch.places.shape[1]
-        there = batch.places >= 0
-        flat = batch.places.clamp(min=0)
-        s = logits.reshape(-1)[flat].masked_fill(~there, -1e4)
-        vectors = hidden.reshape(-1, width)[flat]  # [answer, token, window, width]
-        joined = (s.softmax(-1).unsqueeze(-1) * vectors).sum(2)
-        evidence = s.logsumexp(-1, keepdim=True).clamp(-30, 30)
-        x = nn.functional.gelu(self.join(self.drop(torch.cat([joined, evidence, batch.said], -1))))
-        packed = nn.utils.rnn.pack_padded_sequence(x, batch.lengths, batch_first=True, enforce_sorted=False)
-        read, _ = nn.utils.rnn.pad_packed_sequence(
-            self.smooth(packed)[0], batch_first=True, total_length=tokens
-        )
-        token = self.token(self.drop(torch.cat([read, x], -1))).squeeze(-1)
-        inside = torch.arange(tokens)[None, :] < batch.lengths[:, None]
-        weight = self.pool(read).squeeze(-1).masked_fill(~inside, -1e4).softmax(-1)
-        pooled = (weight.unsqueeze(-1) * read).sum(1)
-        worst = token.masked_fill(~inside, -12.0)
-        if tokens < _TOP:
-            worst = nn.functional.pad(worst, (0, _TOP - tokens), value=-12.0)
+        """Logits [answer, token] (those of padding mean nothing) and [answer]."""
+        x = self._local(self.inputs(batch.said) + self.said_flags(batch.flags), batch.inside)
+        y = self._local(self.inputs(batch.evidence) + self.evidence_flags(batch.evidence_flags), batch.there)
+        y = self.evidence_norm(torch.cat([self.none.expand(len(y), 1, WIDTH), y], 1))
+        low = torch.finfo(torch.float32).min / 4
+        own_mask = torch.zeros(batch.inside.shape).masked_fill(~batch.inside, low)[:, None, None, :]
+        there = nn.functional.pad(batch.there, (1, 0), value=True)
+        mask = torch.zeros(there.shape).masked_fill(~there, low)[:, None, None, :]
+        same = nn.functional.pad(batch.same, (0, 0, 1, 0))
+        for block in self.blocks:
+            x = block(x, y, own_mask, mask, same)
+        x = self.last(x)
+        token = self.token(torch.cat([x, batch.flags], -1)).squeeze(-1)
+        weight = self.pool(x).squeeze(-1).masked_fill(~batch.inside, low).softmax(-1)
+        pooled = (weight.unsqueeze(-1) * x).sum(1)
+        worst = token.masked_fill(~batch.inside, -12.0)
+        if worst.shape[1] < _TOP:
+            worst = nn.functional.pad(worst, (0, _TOP - worst.shape[1]), value=-12.0)
         top = worst.topk(_TOP, dim=1).values.clamp(-12, 12) / 4
         told = self.counted((batch.counts - self.count_mean) / self.count_scale)
-        answer = self.answer(torch.cat([pooled, top, told], -1)).squeeze(-1)
-        return token, answer
+        return token, self.answer(torch.cat([pooled, top, told], -1)).squeeze(-1)
+
+    def _local(self, x: Tensor, inside: Tensor) -> Tensor:
+        """Each token with its neighbours mixed in; padding stays out of it."""
+        x = x * inside.unsqueeze(-1)
+        return x + gelu(self.local(x.transpose(1, 2)).transpose(1, 2))
+
+
+class Encoder:
+    """The frozen sentence encoder: vectors of runs, [used token, layers x width]."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.width = len(LAYERS) * int(model.config.hidden_size)
+
+    @torch.inference_mode()
+    def __call__(self, runs: Sequence[Run]) -> list[Tensor]:
+        """In the order given; similar lengths are encoded together."""
+        order = sorted(range(len(runs)), key=lambda index: len(runs[index].ids))
+        found: list[Tensor] = [torch.empty(0)] * len(runs)
+        for first in range(0, len(order), 16):
+            some = order[first : first + 16]
+            longest = max(len(runs[index].ids) for index in some)
+            ids = torch.zeros((len(some), longest), dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(some):
+                ids[row, : len(runs[index].ids)] = torch.tensor(runs[index].ids)
+                mask[row, : len(runs[index].ids)] = 1
+            states = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+            joined = torch.cat([states[layer] for layer in LAYERS], -1)
+            for row, index in enumerate(some):
+                found[index] = joined[row, runs[index].start : runs[index].end]
+        return found
 
 
 class Batch:
-    """Readings of several answers as tensors."""
+    """Readings of several answers, with their vectors, as padded tensors."""
 
-    def __init__(self, readings: Sequence[Reading]) -> None:
-        windows = [window for reading in readings for window in reading.windows]
-        longest = max(len(window.ids) for window in windows)
-        self.ids = torch.zeros((len(windows), longest), dtype=torch.long)
-        self.types = torch.zeros_like(self.ids)
-        self.mask = torch.zeros_like(self.ids)
-        self.flags = torch.zeros((len(windows), longest, FLAGS))
-        for row, window in enumerate(windows):
-            size = len(window.ids)
-            self.ids[row, :size] = torch.from_numpy(window.ids)
-            self.types[row, :size] = torch.from_numpy(window.types)
-            self.mask[row, :size] = 1
-            self.flags[row, :size] = torch.from_numpy(window.flags)
-        self.lengths = torch.tensor([max(1, reading.tokens) for reading in readings])
-        tokens = int(self.lengths.max())
-        most = max(_windows_per_part(reading) for reading in readings)
-        places = np.full((len(readings), tokens, most), -1, np.int64)
-        self.said = torch.zeros((len(readings), tokens, len(ANSWER_FLAGS)))
+    def __init__(self, readings: Sequence[Reading], vectors: Vectors, width: int) -> None:
+        count = len(readings)
+        tokens = max(1, *(reading.tokens for reading in readings))
+        most = max(1, *(len(reading.evidence_stems) for reading in readings))
+        self.said, self.evidence = torch.zeros(count, tokens, width), torch.zeros(count, most, width)
+        self.flags = torch.zeros(count, tokens, len(ANSWER_FLAGS))
+        self.evidence_flags = torch.zeros(count, most, len(EVIDENCE_FLAGS))
+        self.inside = torch.zeros(count, tokens, dtype=torch.bool)
+        self.there = torch.zeros(count, most, dtype=torch.bool)
+        self.same = torch.zeros(count, tokens, most, 2)
         self.counts = torch.stack([torch.from_numpy(reading.counts) for reading in readings])
-        row = 0
-        for index, reading in enumerate(readings):
-            self.said[index, : reading.tokens] = torch.from_numpy(reading.flags)
-            taken: dict[tuple[int, int], int] = {}
-            for window in reading.windows:
-                start, end = window.part
-                slot = taken.get(window.part, 0)
-                taken[window.part] = slot + 1
-                first = row * longest + window.answer_at
-                places[index, start:end, slot] = np.arange(first, first + end - start)
-                row += 1
-        self.places = torch.from_numpy(places)  # [answer, token, window] into flat tokens, -1: none
+        for row, reading in enumerate(readings):
+            here, there = reading.tokens, len(reading.evidence_stems)
+            self.inside[row, : max(1, here)] = True
+            self.there[row, :there] = True
+            self.flags[row, :here] = torch.from_numpy(reading.flags)
+            self.evidence_flags[row, :there] = torch.from_numpy(reading.evidence_flags)
+            for target, runs in ((self.said, reading.said), (self.evidence, reading.evidence)):
+                at = 0
+                for run in runs:
+                    target[row, at : at + run.end - run.start] = vectors(run)
+                    at += run.end - run.start
+            stems = np.where(reading.stems < 0, -2, reading.stems)  # outside of words nothing is equal
+            equal = stems[:, None] == reading.evidence_stems[None, :]
+            pair = np.zeros_like(equal)
+            pair[1:, 1:] = equal[1:, 1:] & equal[:-1, :-1]
+            pair[:-1, :-1] |= equal[1:, 1:] & equal[:-1, :-1]
+            self.same[row, :here, :there, 0] = torch.from_numpy(equal & (reading.flags[:, :1] > 0))  # content
+            self.same[row, :here, :there, 1] = torch.from_numpy(pair)
 
 
-def _windows_per_part(reading: Reading) -> int:
-    sizes: dict[tuple[int, int], int] = {}
-    for window in reading.windows:
-        sizes[window.part] = sizes.get(window.part, 0) + 1
-    return max(sizes.values())
+def batch_of(readings: Sequence[Reading], encoder: Encoder) -> Batch:
+    """A batch whose runs are encoded now, equal ones once."""
+    runs = list(dict.fromkeys(run for reading in readings for run in (*reading.said, *reading.evidence)))
+    vectors = dict(zip(runs, encoder(runs), strict=True))
+    return Batch(readings, vectors.__getitem__, encoder.width)

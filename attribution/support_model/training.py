@@ -11,6 +11,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,19 +21,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ragblame.attribution.evaluation.labelled import LabelledAnswer, read_labelled
+from ragblame.attribution.support_model.cutting import Cutter, Reading, Run
 from ragblame.attribution.support_model.examples import SPLIT, Example, Part, example, examples, part_of
 from ragblame.attribution.support_model.network import Batch, Reader
 from ragblame.attribution.support_model.weights import Parts, fresh, save
-from ragblame.attribution.support_model.windows import Cutter, Reading
 
-EPOCHS: Final = 6
+EPOCHS: Final = 10
 BATCH: Final = 12  # answers
-RATE: Final = 6e-4  # of the adapters
-HEAD_RATE: Final = 1.5e-3
+RATE: Final = 5e-4
 WARM: Final = 0.06  # part of the steps
-AVERAGED: Final = 0.995  # decay of the running average of the weights
+AVERAGED: Final = 0.998  # decay of the running average of the weights
 ANSWER_WEIGHT: Final = 0.5
-TRAINING_WINDOWS: Final = 4  # of one part of an answer: long evidence is cut short while learning
+TRAINING_EVIDENCE: Final = 1024  # tokens: longer evidence is cut short while learning
 
 
 def train(files: Sequence[Path], out: Path, *, epochs: int, seed: int, limit: int | None = None) -> None:
@@ -42,32 +42,20 @@ def train(files: Sequence[Path], out: Path, *, epochs: int, seed: int, limit: in
     learning = [row for row in rows if part_of(row) is Part.TRAINING][:limit]
     tuning = [row for row in rows if part_of(row) is Part.TUNING][:limit]
     parts = fresh()
-    cutter = Cutter(parts.tokenizer, max_windows=TRAINING_WINDOWS)
-    reader = parts.reader
-    cache: dict[Example, Reading] = {}
-    _standardise(reader, [_cut(cutter, example(row), cache) for row in learning])
-    groups = [
-        {"params": [p for n, p in reader.named_parameters() if p.requires_grad and n.startswith("encoder.")]},
-        {
-            "params": [
-                p for n, p in reader.named_parameters() if p.requires_grad and not n.startswith("encoder.")
-            ],
-            "lr": HEAD_RATE,
-        },
-    ]
-    optimiser = torch.optim.AdamW(groups, lr=RATE, weight_decay=0.02, betas=(0.9, 0.98))
+    reader, shelf = parts.reader, Shelf(parts)
+    _standardise(reader, [shelf.reading(example(row)) for row in learning])
+    optimiser = torch.optim.AdamW(reader.parameters(), lr=RATE, weight_decay=0.05, betas=(0.9, 0.98))
     per_epoch = -(-len(examples(learning, random.Random(seed))) // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate(int(per_epoch * epochs)))
-    average = {name: value.detach().clone() for name, value in reader.learned()}
+    average = {name: value.detach().clone() for name, value in reader.state_dict().items()}
     step, started = 0, time.perf_counter()
     for epoch in range(epochs):
         draw = random.Random(f"{seed}/{epoch}")
-        cut = [(item, _cut(cutter, item, cache)) for item in examples(learning, draw)]
+        cut = [(item, shelf.reading(item)) for item in examples(learning, draw)]
         reader.train()
-        reader.encoder.eval()  # its dropout was for another purpose; the head has its own
         losses = []
         for some in _batches(cut, draw):
-            loss = _loss(reader, some)
+            loss = _loss(reader, shelf, some)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
@@ -75,24 +63,43 @@ def train(files: Sequence[Path], out: Path, *, epochs: int, seed: int, limit: in
             schedule.step()
             step += 1
             decay = min(AVERAGED, (1 + step) / (10 + step))
-            for name, value in reader.learned():
+            for name, value in reader.state_dict().items():
                 average[name].mul_(decay).add_(value.detach(), alpha=1 - decay)
             losses.append(float(loss.detach()))
-            if step % 20 == 0:
+            if step % 50 == 0:
                 done = time.perf_counter() - started
-                print(f"epoch {epoch} step {step} loss {np.mean(losses[-20:]):.4f} {done:.0f} s", flush=True)
-        current = {name: value.detach().clone() for name, value in reader.learned()}
-        reader.load_state_dict(average, strict=False)
-        measured = _measure(parts, cutter, tuning)
+                print(f"epoch {epoch} step {step} loss {np.mean(losses[-50:]):.4f} {done:.0f} s", flush=True)
+        current = {name: value.detach().clone() for name, value in reader.state_dict().items()}
+        reader.load_state_dict(average)
+        measured = _measure(parts, shelf, tuning)
         print(json.dumps({"epoch": epoch, **measured}), flush=True)
         save(reader, out / f"epoch-{epoch}", _card(files, seed, epoch, epochs, measured))
-        reader.load_state_dict(current, strict=False)
+        reader.load_state_dict(current)
 
 
-def _cut(cutter: Cutter, item: Example, cache: dict[Example, Reading]) -> Reading:
-    if item not in cache:
-        cache[item] = cutter.cut(item.question, item.answer, item.chunks)
-    return cache[item]
+class Shelf:
+    """Cut answers and encoded runs: the encoder is frozen, so each is made once. Two bytes a number."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._encoder = parts.encoder
+        self._cutter = Cutter(parts.tokenizer, max_evidence=TRAINING_EVIDENCE)
+        self._readings: dict[Example, Reading] = {}
+        self._vectors: dict[Run, Tensor] = {}
+
+    def reading(self, item: Example) -> Reading:
+        """As cut; the weight and the labels of an example make no difference."""
+        key = replace(item, weight=1.0, wrong=())
+        if key not in self._readings:
+            self._readings[key] = self._cutter.cut(item.question, item.answer, item.chunks)
+        return self._readings[key]
+
+    def batch(self, readings: Sequence[Reading]) -> Batch:
+        """With the vectors of their runs."""
+        runs = {run for reading in readings for run in (*reading.said, *reading.evidence)}
+        missing = [run for run in runs if run not in self._vectors]
+        for run, vectors in zip(missing, self._encoder(missing), strict=True):
+            self._vectors[run] = vectors.to(torch.bfloat16)
+        return Batch(readings, self._vectors.__getitem__, self._encoder.width)
 
 
 def _standardise(reader: Reader, readings: Sequence[Reading]) -> None:
@@ -114,7 +121,9 @@ def _batches(
     draw.shuffle(cut)
     pool: list[list[tuple[Example, Reading]]] = []
     for start in range(0, len(cut), BATCH * 8):
-        some = sorted(cut[start : start + BATCH * 8], key=lambda pair: len(pair[1].windows[0].ids))
+        some = sorted(
+            cut[start : start + BATCH * 8], key=lambda pair: (pair[1].tokens, len(pair[1].evidence_stems))
+        )
         pool.extend(some[at : at + BATCH] for at in range(0, len(some), BATCH))
     draw.shuffle(pool)
     yield from pool
@@ -128,9 +137,8 @@ def labels_of(item: Example, reading: Reading) -> NDArray[np.float32]:
     return wrong
 
 
-def _loss(reader: Reader, some: Sequence[tuple[Example, Reading]]) -> Tensor:
-    batch = Batch([reading for _, reading in some])
-    token, answer = reader(batch)
+def _loss(reader: Reader, shelf: Shelf, some: Sequence[tuple[Example, Reading]]) -> Tensor:
+    token, answer = reader(shelf.batch([reading for _, reading in some]))
     wanted, weight = torch.zeros_like(token), torch.zeros_like(token)
     for row, (item, reading) in enumerate(some):
         wanted[row, : reading.tokens] = torch.from_numpy(labels_of(item, reading))
@@ -144,7 +152,7 @@ def _loss(reader: Reader, some: Sequence[tuple[Example, Reading]]) -> Tensor:
     return of_tokens + ANSWER_WEIGHT * of_answers
 
 
-def _measure(parts: Parts, cutter: Cutter, rows: Sequence[LabelledAnswer]) -> dict[str, dict[str, float]]:
+def _measure(parts: Parts, shelf: Shelf, rows: Sequence[LabelledAnswer]) -> dict[str, dict[str, float]]:
     """How well each dataset's tuning part is ranked: answers and tokens."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -155,9 +163,9 @@ def _measure(parts: Parts, cutter: Cutter, rows: Sequence[LabelledAnswer]) -> di
         answers, truths, tokens, wrong = [], [], [], []
         for start in range(0, len(mine), BATCH):
             items = [example(row) for row in mine[start : start + BATCH]]
-            readings = [cutter.cut(item.question, item.answer, item.chunks) for item in items]
+            readings = [shelf.reading(item) for item in items]
             with torch.inference_mode():
-                token, answer = parts.reader(Batch(readings))
+                token, answer = parts.reader(shelf.batch(readings))
             for row, (item, reading) in enumerate(zip(items, readings, strict=True)):
                 answers.append(float(answer[row]))
                 truths.append(bool(item.wrong))

@@ -1,7 +1,7 @@
-"""Builds the reader from the encoder on this machine and what was learned, which is all that ships.
+"""Brings the frozen encoder of this machine and what was learned together; the latter is all that ships.
 
-The encoder is all-MiniLM-L6-v2, recognised by its digest; what was learned are low-rank adapters and a head,
-stored as half-precision numbers with a card that says what they were learned from.
+The encoder is all-MiniLM-L6-v2, recognised by its digest; what was learned is stored as half-precision
+numbers with a card that says what it was learned from.
 """
 
 import json
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ragblame.attribution.support_model.network import Reader
-from ragblame.errors import MissingExtraError, ModelError
-from ragblame.minilm_files import find_folder, verified
+from ragblame.attribution.support_model.network import Encoder, Reader
+from ragblame.errors import ModelError
+from ragblame.minilm_files import find_folder, load
 
 LEARNED: Final = "learned.safetensors"
 CARD: Final = "card.json"
@@ -20,32 +20,18 @@ SHIPPED: Final = Path(__file__).parent / "model"
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the reader is made of."""
+    """What reads an answer."""
 
     reader: Reader
+    encoder: Encoder
     tokenizer: Any
 
 
 def fresh() -> Parts:
-    """The encoder with adapters that add nothing yet. Raises ``ModelError`` or ``MissingExtraError``."""
-    folder = verified(find_folder())
-    try:
-        import torch
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError as error:
-        raise MissingExtraError(
-            f"the support model needs {error.name}: pip install 'ragblame[attribution]'"
-        ) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        encoder = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, add_pooling_layer=False
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"all-MiniLM-L6-v2 in {folder} cannot be loaded ({str(error).splitlines()[0]}): install it again"
-        ) from error
-    return Parts(Reader(encoder), tokenizer)
+    """The encoder, and a reader that has learned nothing. Raises ``ModelError`` or ``MissingExtraError``."""
+    loaded = load(find_folder())
+    encoder = Encoder(loaded.model)
+    return Parts(Reader(encoder.width), encoder, loaded.tokenizer)
 
 
 def save(reader: Reader, folder: Path, card: dict[str, Any]) -> None:
@@ -54,7 +40,9 @@ def save(reader: Reader, folder: Path, card: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().to(torch.float16).contiguous() for name, value in reader.learned()}
+    tensors = {
+        name: value.detach().to(torch.float16).contiguous() for name, value in reader.state_dict().items()
+    }
     save_file(tensors, folder / LEARNED)
     (folder / CARD).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", "utf-8")
 
@@ -71,11 +59,11 @@ def load_learned(reader: Reader, folder: Path) -> dict[str, Any]:
         raise ModelError(
             f"the support model in {folder} cannot be read ({error}): install ragblame again"
         ) from error
-    expected = dict(reader.learned())
+    expected = reader.state_dict()
     if {name: value.shape for name, value in tensors.items()} != {n: v.shape for n, v in expected.items()}:
         raise ModelError(
             f"the support model in {folder} was learned by another version of ragblame: train it again "
             "(make support-model)"
         )
-    reader.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False)
+    reader.load_state_dict({name: value.float() for name, value in tensors.items()})
     return card

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ragblame.records import Alignment, Chunk
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportReading:
@@ -36,6 +38,22 @@ class SupportReader(Protocol):
     def read(self, question: str, answer: str, chunks: Sequence[str]) -> SupportReading:
         """Raises ``ModelError`` when the model cannot read."""
         ...
+
+
+def in_prompt(chunks: Sequence[Chunk], alignments: Sequence[Alignment] | None) -> list[str]:
+    """Of every chunk the text that stood in the prompt; all of it where the prompt is not known."""
+    if alignments is None:
+        return [chunk.text for chunk in chunks]
+    by_position = {alignment.position: alignment for alignment in alignments}
+    return [_present(chunk, by_position.get(chunk.position)) for chunk in chunks]
+
+
+def _present(chunk: Chunk, alignment: Alignment | None) -> str:
+    if alignment is None or alignment.found is None:
+        return ""
+    start, end = alignment.found
+    edges = [start, *(edge for gap in alignment.absent for edge in gap if start < edge < end), end]
+    return " ".join(chunk.text[low:high] for low, high in zip(edges[::2], edges[1::2], strict=True))
 
 
 def logit(probability: float) -> float:

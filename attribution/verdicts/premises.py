@@ -122,23 +122,35 @@ def finding_of(premises: Premises, support: Support) -> Finding:
     )
 
 
-def by_probability(finding: Finding, thresholds: Thresholds) -> Finding:
-    """The finding with what the support model's calibrated probability settles.
+def by_probability(finding: Finding, influence: Influence | None, thresholds: Thresholds) -> Finding:
+    """The finding with what the calibrated probability settles, where the text alone decides.
 
-    From ``flag_at`` on, what the rules found said or unclear is absent; up to ``clear_at``, what they left
-    unclear is said. A contradiction that the rules can quote stays one.
+    It holds what the rules found already (``fusion.py``), so from ``flag_at`` on what they took for said or
+    left open is absent, and below it nothing is: what they missed is said up to ``clear_at``, if a sentence
+    can be quoted, and else open. Where a scorer measured the span (``influence``), nothing changes: the
+    probability was calibrated on answers that no scorer had read.
     """
     support = finding.support
     p = thresholds.confidence(support.probability, support.model)
-    if p is None:
+    if p is None or influence is not None:
         return finding
-    is_said, is_open = support.state is SupportState.ENTAILED, support.state is SupportState.UNCLEAR
-    if thresholds.flag_at is not None and p >= thresholds.flag_at and (is_said or is_open):
-        return replace(finding, support=replace(support, state=SupportState.ABSENT, rule=LIKELY))
+    state = support.state
+    if thresholds.flag_at is not None and p >= thresholds.flag_at:
+        if state in (SupportState.ABSENT, SupportState.CONTRADICTED):
+            return finding
+        return _settled(finding, SupportState.ABSENT, LIKELY)
+    if state is SupportState.ENTAILED:
+        return finding
     is_clear = thresholds.clear_at is not None and p <= thresholds.clear_at
-    if is_clear and is_open and support.position is not None:
-        return replace(finding, support=replace(support, state=SupportState.ENTAILED, rule=UNLIKELY))
-    return finding
+    if is_clear and support.position is not None and state is not SupportState.CONTRADICTED:
+        return _settled(finding, SupportState.ENTAILED, UNLIKELY)
+    if thresholds.flag_at is None or state is SupportState.UNCLEAR:
+        return finding
+    return _settled(finding, SupportState.UNCLEAR, f"{UNLIKELY}, against the rules: {support.rule}")
+
+
+def _settled(finding: Finding, state: SupportState, rule: str) -> Finding:
+    return replace(finding, support=replace(finding.support, state=state, rule=rule))
 
 
 def decide_again(
@@ -146,7 +158,9 @@ def decide_again(
 ) -> Decided:
     """The verdict that these thresholds give, from what was kept; no model and no corpus is asked."""
     influence = influence_of(premises, explanation)
-    finding = settle(by_probability(finding_of(premises, support), thresholds), influence, thresholds)
+    finding = settle(
+        by_probability(finding_of(premises, support), influence, thresholds), influence, thresholds
+    )
     decision = decide(finding.support, influence, thresholds)
     verdict = judge(explanation.trace, span, finding, decision, influence, thresholds)
     verdict = replace(verdict, confidence=thresholds.confidence(support.probability, support.model))

@@ -10,12 +10,14 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 
 from ragblame.errors import InputError
 from ragblame.records import Json
 
 LEVELS: Final = ("answers", "spans")
+DEFAULT_FILE: Final = Path(__file__).with_name("default_thresholds.json")  # fitted by support_model/fusing.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +91,6 @@ class Thresholds:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-DEFAULT: Final = Thresholds()
-
-
 def from_json(record: Mapping[str, Any]) -> Thresholds:
     """The inverse of ``Thresholds.to_json``; values that an older version did not have take their defaults.
 
@@ -134,3 +133,6 @@ def _check(values: Thresholds) -> None:
         not 0 < values.promise.alpha < 1 or values.promise.level not in LEVELS or values.flag_at is None
     ):
         raise ValueError("a promise needs alpha in (0, 1), a known level and flag_at")
+
+
+DEFAULT: Final = from_json(json.loads(DEFAULT_FILE.read_text("utf-8")))  # as the program ships

@@ -1,0 +1,281 @@
+"""The learned support model: what it reads, what it learns from, and what it says."""
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ragblame.attribution.evaluation.labelled import Label, LabelledAnswer, read_labelled
+from ragblame.attribution.support_model import weights
+from ragblame.attribution.support_model.examples import Example, Part, example, examples, exchanged, part_of
+from ragblame.attribution.support_model.model import SupportModel
+from ragblame.attribution.support_model.network import Batch, LowRank
+from ragblame.attribution.support_model.token_classifier import TokenClassifier
+from ragblame.attribution.support_model.training import labels_of, train
+from ragblame.attribution.support_model.windows import MAX_ANSWER, MAX_TOKENS, Cutter
+from ragblame.attribution.verdicts.learned import logit, sigmoid
+from ragblame.errors import ModelError
+from ragblame.records import Chunk
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+QUESTION = "How long is the warranty of the Orion pump?"
+CHUNKS = (
+    "The Orion pump was released in 2019. Its warranty is 36 months from the date of purchase.",
+    "The Vega pump is lighter and is sold in Europe only.",
+)
+
+
+@pytest.fixture(scope="module")
+def cutter() -> Cutter:
+    return Cutter(weights.fresh().tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model() -> SupportModel:
+    return SupportModel.load()
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=120) | st.lists(
+    st.sampled_from(["warranty", "36", "months", "Öl", "東京", "🙂", "e\u0301", ".", "\r\n", "مرحبا"]),
+    max_size=900,
+).map(" ".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXTS, TEXTS, st.lists(TEXTS, max_size=4))
+def test_every_answer_token_is_read_beside_every_chunk_and_offsets_hold(
+    cutter: Cutter, question: str, answer: str, chunks: list[str]
+) -> None:
+    """Windows stay within the encoder's positions, parts tile the answer, and offsets lie inside it."""
+    reading = cutter.cut(question, answer, chunks)
+    parts = sorted({window.part for window in reading.windows})
+    assert [start for start, _ in parts] == [0, *(end for _, end in parts[:-1])]
+    assert parts[-1][1] == reading.tokens
+    assert all(end - start <= MAX_ANSWER for start, end in parts)
+    assert all(len(window.ids) <= MAX_TOKENS for window in reading.windows)
+    assert np.all((reading.starts >= 0) & (reading.ends <= len(answer)) & (reading.starts <= reading.ends))
+    if not reading.left_out:
+        told = {index for index, text in enumerate(chunks) if cutter.tokenizer.tokenize(text)}
+        for part in parts:
+            read = {position for w in reading.windows if w.part == part for position in w.chunks}
+            assert read == told
+
+
+def test_a_chunk_too_long_for_one_window_is_read_whole(cutter: Cutter) -> None:
+    """Neighbouring parts of a cut chunk overlap, so that no sentence is lost at the cut."""
+    text = " ".join(f"word{index}" for index in range(400))
+    reading = cutter.cut("q", "word399", [text])
+    assert len(reading.windows) > 2
+    ids = cutter.tokenizer(text, add_special_tokens=False)["input_ids"]
+    read = [x for window in reading.windows for x in window.ids[window.types == 1][:-1].tolist()]
+    assert len(read) > len(ids)  # the overlaps
+    assert read[: len(reading.windows[0].ids)][:50] == ids[:50]
+    assert read[-50:] == ids[-50:]
+
+
+def test_with_too_many_chunks_those_with_the_answers_words_are_read(cutter: Cutter) -> None:
+    """What the cap leaves out is counted, and the passage that holds the answer is not among it."""
+    few = Cutter(cutter.tokenizer, max_windows=2)
+    noise = ["lorem ipsum dolor sit amet " * 40 for _ in range(8)]
+    reading = few.cut(QUESTION, "The warranty is 36 months.", [*noise, CHUNKS[0]])
+    assert len(reading.windows) == 2
+    assert reading.left_out > 0
+    assert any(8 in window.chunks for window in reading.windows)
+
+
+def test_folding_the_adapters_into_the_encoder_changes_nothing(cutter: Cutter) -> None:
+    """W x + B A x computed apart and with B A added to W agree."""
+    torch.manual_seed(0)
+    reader = weights.fresh().reader.eval()
+    for module in reader.modules():
+        if isinstance(module, LowRank):
+            torch.nn.init.normal_(module.up, std=0.02)
+    batch = Batch([cutter.cut(QUESTION, "It is 36 months.", CHUNKS), cutter.cut("q", "No.", [])])
+    with torch.inference_mode():
+        apart = reader(batch)
+        reader.merge()
+        folded = reader(batch)
+    assert torch.allclose(apart[0][0], folded[0][0], atol=1e-4)
+    assert torch.allclose(apart[1], folded[1], atol=1e-4)
+
+
+def test_reading_together_is_reading_alone(cutter: Cutter) -> None:
+    """Padding and the other answers of a batch change no probability."""
+    reader = weights.fresh().reader
+    weights.load_learned(reader, weights.SHIPPED)
+    reader.eval()
+    readings = [
+        cutter.cut(QUESTION, "It is 36 months.", CHUNKS),
+        cutter.cut("Who?", "Nobody knows that. " * 60, ["x " * 700, "y"]),
+        cutter.cut("q", "🙂", ["z"]),
+    ]
+    with torch.inference_mode():
+        together = reader(Batch(readings))
+        for index, reading in enumerate(readings):
+            alone = reader(Batch([reading]))
+            assert torch.allclose(together[0][index, : reading.tokens], alone[0][0], atol=2e-4)
+            assert torch.allclose(together[1][index], alone[1][0], atol=2e-4)
+
+
+def test_a_wrong_value_is_more_doubtful_than_the_right_one(model: SupportModel) -> None:
+    """The shipped weights tell 36 months from 24, and evidence from its absence."""
+    right = "The warranty of the Orion pump is 36 months."
+    wrong = "The warranty of the Orion pump is 24 months."
+    at = right.index("36")
+
+    def doubt(answer: str, chunks: tuple[str, ...]) -> float:
+        return max(model.read(QUESTION, answer, chunks).logits(at, at + 2))
+
+    assert doubt(wrong, CHUNKS) > doubt(right, CHUNKS) + 1
+    assert doubt(right, CHUNKS[1:]) > doubt(right, CHUNKS) + 1
+
+
+def test_probabilities_stand_at_the_answers_tokens(model: SupportModel) -> None:
+    """One probability per token, offsets in code points whatever the script."""
+    answer = "La garantie est de 36 mois 🙂, soit trois ans."
+    reading = model.read(QUESTION, answer, CHUNKS)
+    assert len(reading.starts) == len(reading.ends) == len(reading.probabilities)
+    assert "36" in [answer[a:b] for a, b in zip(reading.starts, reading.ends, strict=True)]
+    assert all(0 <= value <= 1 for value in (*reading.probabilities, reading.answer_probability))
+    assert reading.model.startswith("ragblame-support@")
+    assert model.read(QUESTION, "", ()).probabilities == ()
+
+
+@given(st.floats(-12, 12))
+def test_logit_and_sigmoid_are_inverse(value: float) -> None:
+    """To rounding, within ±11.9."""
+    assert abs(logit(sigmoid(value)) - max(-11.99, min(11.99, value))) < 1e-2
+
+
+def _row(
+    answer: str, labels: tuple[Label, ...] = (), source: str = "s", gold: int | None = 0
+) -> LabelledAnswer:
+    return LabelledAnswer(
+        id=answer + source,
+        dataset="set",
+        source_id=source,
+        question=QUESTION,
+        chunks=tuple(Chunk(position=i, text=text) for i, text in enumerate(CHUNKS)),
+        answer=answer,
+        labels=labels,
+        support_sets=() if gold is None else (frozenset((gold,)),),
+        model="",
+    )
+
+
+def test_an_exchanged_value_is_labelled_where_it_stands() -> None:
+    """The made answer differs from the right one in the labelled characters only."""
+    right = example(_row("The warranty of the Orion pump is 36 months."))
+    for seed in range(20):
+        made = exchanged(right, random.Random(seed))
+        assert made is not None
+        ((start, end),) = made.wrong
+        rest = len(right.answer) - len(made.answer) + end
+        assert made.answer[:start] == right.answer[:start]
+        assert made.answer[end:] == right.answer[rest:]
+        assert made.answer[start:end] != right.answer[start:rest]
+
+
+def test_wrong_answers_are_made_only_where_people_found_none() -> None:
+    """A set with labels teaches by its labels; in one without, evidence is taken away or answers swapped."""
+    rows = [_row(f"{months} months", source="one") for months in (36, 48)]
+    made = [item for seed in range(10) for item in examples(rows, random.Random(seed)) if item.wrong]
+    assert made
+    assert all(item.wrong == ((0, len(item.answer)),) for item in made)
+    assert all(item.chunks == CHUNKS[1:] or item.answer in ("36 months", "48 months") for item in made)
+    labelled = [_row("Wrong.", (Label(start=0, end=5, type="x"),)), _row("Right.")]
+    assert sum(bool(item.wrong) for item in examples(labelled, random.Random(1))) == 1
+
+
+def test_sources_are_dealt_by_name_alone() -> None:
+    """A fifth is held out and a tenth tunes, whatever the order of the rows."""
+    rows = [_row("x", source=str(index)) for index in range(4000)]
+    parts = [part_of(row) for row in rows]
+    assert parts == [part_of(row) for row in reversed(rows)][::-1]
+    assert abs(parts.count(Part.HELD_OUT) / 4000 - 0.2) < 0.02
+    assert abs(parts.count(Part.TUNING) / 4000 - 0.1) < 0.015
+
+
+def test_labels_cover_the_tokens_they_touch(cutter: Cutter) -> None:
+    """A label that begins inside a token marks it."""
+    reading = cutter.cut("", "alpha beta gamma", ())
+    made = labels_of(Example("", "alpha beta gamma", (), ((7, 12),)), reading)
+    marked = {
+        "alpha beta gamma"[a:b] for a, b, m in zip(reading.starts, reading.ends, made, strict=True) if m
+    }
+    assert marked == {"beta", "gamma"}
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the labelled answers in ../shared/data")
+def test_training_reads_no_held_out_source_and_writes_a_model_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few steps of the committed recipe, end to end."""
+    seen: list[LabelledAnswer] = []
+    from ragblame.attribution.support_model import training
+
+    def spied(row: LabelledAnswer, weight: float = 1.0) -> Example:
+        seen.append(row)
+        return example(row, weight)
+
+    monkeypatch.setattr(training, "example", spied)
+    file = DATA / "xquad_en.dev.jsonl.gz"
+    train([file], tmp_path, epochs=1, seed=3, limit=14)
+    assert seen
+    assert {part_of(row) for row in seen} == {Part.TRAINING, Part.TUNING}
+    held_out = {row.id for row in read_labelled(file, lambda *_: None) if part_of(row) is Part.HELD_OUT}
+    assert not held_out & {row.id for row in seen}
+    made = SupportModel.load(tmp_path / "epoch-0")
+    assert made.read(QUESTION, "36 months", CHUNKS).probabilities
+
+
+def test_what_ships_is_small() -> None:
+    """Under 8 MB, as only what was learned ships."""
+    assert sum(path.stat().st_size for path in weights.SHIPPED.iterdir()) < 8_000_000
+
+
+def test_a_damaged_model_is_refused_with_the_next_step(tmp_path: Path) -> None:
+    """Neither half a file nor one of another shape is used."""
+    shutil.copytree(weights.SHIPPED, tmp_path / "half")
+    file = tmp_path / "half" / weights.LEARNED
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="install ragblame again"):
+        SupportModel.load(tmp_path / "half")
+    with pytest.raises(ModelError, match="install ragblame again"):
+        SupportModel.load(tmp_path / "none")
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights.SHIPPED / weights.LEARNED)
+    shutil.copytree(weights.SHIPPED, tmp_path / "other")
+    save_file({**tensors, "token.weight": torch.zeros(1, 2)}, tmp_path / "other" / weights.LEARNED)
+    with pytest.raises(ModelError, match="train it again"):
+        SupportModel.load(tmp_path / "other")
+
+
+def test_any_token_classifier_takes_its_place(tmp_path: Path) -> None:
+    """A Hugging Face folder by name: offsets of the answer, the last class's probability, a clear refusal."""
+    from transformers import BertConfig, BertForTokenClassification
+
+    torch.manual_seed(0)
+    tokenizer = weights.fresh().tokenizer
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=160, num_labels=2,
+    )  # fmt: skip
+    BertForTokenClassification(config).save_pretrained(tmp_path / "classifier")
+    tokenizer.save_pretrained(tmp_path / "classifier")
+    reader = TokenClassifier(str(tmp_path / "classifier"))
+    answer = "It is 36 months 🙂."
+    reading = reader.read(QUESTION, answer, CHUNKS * 20)
+    found = [answer[a:b] for a, b in zip(reading.starts, reading.ends, strict=True)]
+    assert found[:4] == ["It", "is", "36", "months"]
+    assert reading.answer_probability == max(reading.probabilities)
+    with pytest.raises(ModelError, match="too few for this answer"):
+        reader.read(QUESTION, "word " * 400, CHUNKS)
+    with pytest.raises(ModelError, match="RAGBLAME_SUPPORT_MODEL"):
+        TokenClassifier(str(tmp_path / "missing"))
