@@ -27,7 +27,7 @@ class TextOnly:
 
     def __init__(self, support_reader: SupportReader | None = None) -> None:
         """``support_reader``: None for rules alone."""
-        self.name = "ragblame, rules alone" if support_reader is None else "ragblame, text only"
+        self.name = "ragblame, rules alone" if support_reader is None else "ragblame"
         self._has_reader = support_reader is not None
         self._debugger = Debugger.text_only(support_reader=support_reader)
 
