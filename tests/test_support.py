@@ -79,6 +79,8 @@ def test_a_noun_that_the_value_brings_does_not_name_the_subject() -> None:
     question, answer = "Where does the Kestrel gateway fall back to?", "It falls back to the Heron gateway."
     sibling = "The Kestrel proxy falls back to the Heron gateway."
     assert value(question, answer, sibling).support.state is SupportState.ABSENT
+    alike = "The Kestrel proxy falls back to the Heron proxy."
+    assert value(question, "It falls back to the Heron proxy.", alike).support.state is SupportState.ABSENT
     own = "The Kestrel gateway falls back to the Heron gateway."
     assert value(question, answer, sibling, own).support.position == 1
 
