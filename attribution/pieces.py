@@ -5,6 +5,7 @@ the words alone.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,13 +15,22 @@ from ragblame.attribution.verdicts.quantities import Quantity, find_quantities
 from ragblame.records import SpanKind
 
 _QUOTE = re.compile(
-    r"[“\"](?=\S)[^“”\"\n]{1,300}?(?<=\S)[”\"](?!\w)|«[^«»\n]{1,300}»|`[^`\n]{1,200}`|「[^「」\n]{1,300}」"
+    r"„[^„“”\n]{1,300}[“”]|[“\"](?=\S)[^“”\"\n]{1,300}?(?<=\S)[”\"](?!\w)|«[^«»\n]{1,300}»|»[^«»\n]{1,300}«"
+    r"|‹[^‹›\n]{1,300}›|`[^`\n]{1,200}`|「[^「」\n]{1,300}」|『[^『』\n]{1,300}』"
 )
 _CITATION = re.compile(
     r"\b(?:passage|document|doc|source|chunk|context|reference)s?\s+\d{1,3}(?:(?:,\s*|,?\s+and\s+|\s*&\s*)\d{1,3})*\b"
     r"|\[\d{1,3}(?:,\s*\d{1,3})*\]",
     re.IGNORECASE,
 )
+_ITALIAN_NOT = re.compile(r"\bnon\b(?![-–]) (?!profit)[a-zàèéìòù]", re.IGNORECASE)
+_INSIDE_WORDS = re.compile(r"なかった|않|없")  # Japanese, Korean: negations that are no words of their own
+# German capitalises every noun, so a capital alone names nobody there.
+_GERMAN = frozenset(
+    ("der", "die", "das", "und", "ist", "nicht", "ein", "eine", "einen", "den", "dem", "des", "mit", "fur",
+     "im", "wird", "werden", "auf", "zu", "von")
+)  # fmt: skip
+_GERMAN_PART = 0.12  # of a text's words that tell German
 _JOINERS = frozenset(("of", "de", "da", "di", "van", "von", "der", "den", "la", "le", "du", "for", "the"))
 _NO_NAMES = frozenset(("i", "i'm", "i'd", "i've", "i'll", "ok", "note", "yes", "no"))
 
@@ -40,6 +50,7 @@ class Known:
 
     echo: frozenset[str]  # stems of the question
     names: frozenset[str]  # folded words seen capitalised inside a sentence
+    has_capital_nouns: bool = False  # the text is German: only several capitals in a row make a name
 
 
 def values_and_words(
@@ -100,9 +111,26 @@ def _name_runs(part: str, known: Known, *, is_first: bool) -> Iterator[tuple[int
                 break
             last = step
         run = items[index : last + 1]
+        if known.has_capital_nouns and not _is_german_name(run):
+            index = last + 1
+            continue
         if not {item.stem for item in run if item.is_content} <= known.echo:
             yield run[0].start, run[-1].end
         index = last + 1
+
+
+def _is_german_name(run: Sequence[Word]) -> bool:
+    """Two capitalised words in a row, or one with a second capital or a digit ("GmbH", "Q7")."""
+    capitals = [word for word in run if word.is_capital and word.folded not in _GERMAN]
+    return len(capitals) > 1 or any(
+        any(char.isupper() or char.isdigit() for char in word.surface[1:]) for word in capitals
+    )
+
+
+def is_german(items: Sequence[Word]) -> bool:
+    """Whether the words are German, by its articles and the like."""
+    known = [word.folded in _GERMAN for word in items]
+    return sum(known) >= 2 and sum(known) >= _GERMAN_PART * len(known)
 
 
 def _opens_name(items: Sequence[Word], part: str, known: Known) -> bool:
@@ -136,10 +164,15 @@ def words_between(text: str, start: int, end: int) -> Iterator[Piece]:
     items = words(text[low:high])
     if not items and not any(ord(char) >= 0x2E80 for char in text[low:high]):
         return
-    if any(word.is_negation for word in items):
+    if any(word.is_negation for word in items) or _denies(text[low:high]):
         yield Piece(low, high, SpanKind.NEGATION)
     else:
         yield Piece(low, high, SpanKind.CLAUSE)
+
+
+def _denies(text: str) -> bool:
+    """Whether a negation stands there that is no word of its own."""
+    return _ITALIAN_NOT.search(text) is not None or _INSIDE_WORDS.search(text) is not None
 
 
 def value_kind(value: str) -> SpanKind:
@@ -199,4 +232,6 @@ def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
 
 def _is_core(char: str) -> bool:
     # Currency, percent, degree and emoji are symbols and belong to the value; commas and brackets do not.
-    return not char.isspace() and (char.isalnum() or char in "$€£¥₹%°+#@" or ord(char) >= 0x300)
+    if char.isalnum() or char in "$€£¥₹%°+#@":
+        return True
+    return ord(char) >= 0x300 and not char.isspace() and unicodedata.category(char)[0] != "P"

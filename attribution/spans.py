@@ -13,6 +13,7 @@ from itertools import islice
 from ragblame.attribution.pieces import (
     Known,
     Piece,
+    is_german,
     is_heading,
     names_inside,
     trimmed,
@@ -22,10 +23,12 @@ from ragblame.attribution.pieces import (
 )
 from ragblame.attribution.sentences import split_sentences
 from ragblame.attribution.verdicts.normalise import content_stems, words
+from ragblame.attribution.verdicts.quantities import find_quantities
 from ragblame.records import Span, SpanKind
 
 MAX_SPANS = 400  # per answer; what exceeds it is merged into sentences, then into one tail
 MAX_VALUE_WORDS = 4  # "is" + at most so many words is a value: "110 requests per second"
+LOOKED_AT = 4_000  # code points that tell the language
 MIN_CLAUSE_WORDS = 3  # a clause border with fewer words on one side is no border
 
 _LIST_MARK = re.compile(r"\s*(?:(?:\(?\d{1,3}[.)]|[-*•–>|]|#{1,6})\s+)+")
@@ -62,7 +65,8 @@ def segment(answer: str, question: str = "") -> Segmentation:
     if merged:
         sentences[MAX_SPANS - 1 :] = [(sentences[MAX_SPANS - 1][0], sentences[-1][1])]
     texts = [answer[start:end] for start, end in sentences[: MAX_SPANS - 1]]
-    known = Known(content_stems(question), names_inside([*texts, question]))
+    first_words = words(" ".join(texts)[:LOOKED_AT])
+    known = Known(content_stems(question), names_inside([*texts, question]), is_german(first_words))
     found: list[tuple[Piece, tuple[int, int]]] = []
     for index, bounds in enumerate(sentences):
         room = MAX_SPANS - len(found) - (len(sentences) - index - 1)
@@ -182,5 +186,8 @@ def _value_start(text: str, start: int, end: int, known: Known) -> int | None:
         is_echo = bool(subject) and subject <= known.echo
         has_value = any(word.is_content or word.is_negation for word in tail)
         if has_value and (link.folded in _COPULAS or is_echo):
-            return start + tail[0].start
+            low = tail[0].start
+            # A currency's sign is no word: "€ 1.299,50" begins with it.
+            around = (q.start for q in find_quantities(text[start:end]) if q.start <= low < q.end)
+            return start + min(low, *around, low)
     return None

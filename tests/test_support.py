@@ -119,6 +119,151 @@ def test_another_value_for_the_subject_contradicts(
     assert (support.state, support.stated) == (SupportState.CONTRADICTED, stated)
 
 
+@pytest.mark.parametrize(
+    ("said", "stated", "rule"),
+    [
+        ("90 min", "1.5 h", "number with its subject, unit converted"),
+        ("2 GB", "2000 MB", "number with its subject, unit converted"),
+        ("2 GiB", "2048 MiB", "number with its subject, unit converted"),
+        ("ninety minutes", "90 min", "number with its subject"),
+        ("€ 1.299,50", "1,299.50 €", "number with its subject"),
+        ("₹1,00,000", "INR 100,000", "number with its subject"),
+    ],
+)
+def test_the_same_amount_in_other_words_is_entailed(said: str, stated: str, rule: str) -> None:
+    """Another unit, notation or spelling changes nothing, and a conversion is named."""
+    question = "What is the limit of the Kestrel gateway?"
+    support = value(question, f"It is {said}.", f"The limit of the Kestrel gateway is {stated}.").support
+    assert (support.state, support.rule) == (SupportState.ENTAILED, rule)
+
+
+DOSE = "What is the dose of the Kestrel valve?"
+
+
+@pytest.mark.parametrize(
+    ("said", "stated", "why"),
+    [
+        ("1.299 kg", "1,299 kg", "another notation"),
+        ("7 mg", "5–10 mg", "a range holds it"),
+        ("2 GB", "2048 MB", "units of 1000 or of 1024"),
+        ("3/5/2024", "5/3/2024", "another order"),
+    ],
+)
+def test_what_may_be_the_same_is_unclear_and_says_why(said: str, stated: str, why: str) -> None:
+    """Where only the country, the convention or the rest of a range would tell, nobody is blamed."""
+    support = value(DOSE, f"It is {said}.", f"The dose of the Kestrel valve is {stated}.").support
+    assert support.state is SupportState.UNCLEAR
+    assert why in support.rule
+    assert support.position == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "stated"),
+    [
+        *(
+            ("1.299 kg", "1,300 kg"),
+            ("11 mg", "5–10 mg"),
+            ("5–10 mg", "7 mg"),
+            ("2 GB", "2100 MB"),
+            ("13/5/2024", "12/5/2024"),
+        ),
+        *(("€ 1.299,50", "1,299.05 €"), ("90 min", "1.6 h"), ("₹1,00,000", "INR 10,000")),
+    ],
+)
+def test_near_misses_of_another_notation_still_contradict(said: str, stated: str) -> None:
+    """The doubt is about notation only: another amount stays another amount."""
+    support = value(DOSE, f"It is {said}.", f"The dose of the Kestrel valve is {stated}.").support
+    assert support.state is SupportState.CONTRADICTED
+
+
+def test_a_short_form_counts_where_a_chunk_defines_it() -> None:
+    """“International Monetary Fund (IMF)” makes both one; unexplained or with other letters they are two."""
+    question, long = "Who approved the Kestrel valve?", "International Monetary Fund"
+    answer, said = f"It was approved by the {long}.", "The Kestrel valve was approved by the IMF."
+    defined, wrong = f"The {long} (IMF) sits in Oslo.", f"The {long} (XYZ) sits in Oslo."
+    found = value(question, answer, defined, said).support
+    assert (found.state, found.position) == (SupportState.ENTAILED, 1)
+    back = value(
+        question, "It was approved by the IMF.", f"IMF ({long}): see there.", said.replace("IMF", long)
+    )
+    assert (back.support.state, back.support.position) == (SupportState.ENTAILED, 1)
+    for chunks in ((said,), (wrong, said)):
+        assert value(question, answer, *chunks).support.state is not SupportState.ENTAILED
+
+
+def test_a_name_with_a_number_may_be_written_in_two_words() -> None:
+    """“PlayStation3” is “PlayStation 3”, and no “PlayStation 4”."""
+    question, answer = "Which console was it?", "The console was a PlayStation3."
+    same = value(question, answer, "The console was a PlayStation 3.").support
+    other = value(question, answer, "The console was a PlayStation 4.").support
+    assert (same.state, other.state is SupportState.ENTAILED) == (SupportState.ENTAILED, False)
+
+
+def test_words_copied_at_length_are_about_the_same() -> None:
+    """A value inside a long quoted stretch keeps the stretch's subject; a few words alike prove nothing."""
+    stretch = "with the endpoint being located in Louisa County at the town of Columbus"
+    chunk = f"The Iowa River rises in Dodge County. It flows into Floyd County {stretch}."
+    found = find("Where does the Cedar River end?", f"The Cedar River ends far south, {stretch}.", chunk)
+    assert "Louisa County" in chunk
+    assert BORROWED not in {f.support.rule for f in found}
+    assert value(PORT_QUESTION, PORT, "The port of the Kestrel queue is 2959.").support.rule == BORROWED
+
+
+def test_a_negation_elsewhere_in_the_sentence_is_no_difference() -> None:
+    """What the answer repeats word for word is not denied by a “not” about something else further on."""
+    answer = "The term undrafted free agent is most common in the National Football League"
+    question = "what does undrafted free agent mean"
+    further = f"{answer}, where rookies do not play in a minor league system."
+    denied = f"{answer.replace('most', 'not')}."
+    assert {f.support.state for f in find(question, f"{answer}.", further)} == {SupportState.ENTAILED}
+    assert SupportState.CONTRADICTED in {f.support.state for f in find(question, f"{answer}.", denied)}
+
+
+def test_a_number_of_the_question_is_no_fabrication() -> None:
+    """“In season 9” repeats what was asked: unclear where no chunk tells; another number is fabricated."""
+    chunk = "The interns are led by Maya Lind."
+    for number, state in (("9", SupportState.UNCLEAR), ("7", SupportState.ABSENT)):
+        answer = f"The interns follow Maya Lind through season {number} of it."
+        spans = split_spans(answer, "Who leads the interns in season 9?")
+        found = find("Who leads the interns in season 9?", answer, chunk)
+        [at] = [span.index for span in spans if answer[span.start : span.end] == number]
+        assert found[at].support.state is state, number
+
+
+@pytest.mark.parametrize(
+    ("answer", "chunk", "state"),
+    [
+        ("The north valve is closed.", "The north valve is not closed.", SupportState.CONTRADICTED),
+        ("The port is 2959.", "The port is not 2959.", SupportState.CONTRADICTED),
+        ("The owner is Maya Lind.", "The owner is not Maya Lind.", SupportState.CONTRADICTED),
+        ("The port is 2959.", "The port is not only 2959.", SupportState.ENTAILED),
+        ("The north valve is closed.", "Not a word: the north valve is closed.", SupportState.ENTAILED),
+        ("The north valve is not closed.", "The north valve is not closed.", SupportState.ENTAILED),
+    ],
+)
+def test_a_value_behind_not_is_denied(answer: str, chunk: str, state: SupportState) -> None:
+    """“Not closed” is no support for “closed”; a “not” further off or of a limit changes nothing."""
+    assert find("?", answer, chunk)[-1].support.state is state
+
+
+@pytest.mark.parametrize(
+    ("denied", "said"),
+    [
+        ("Das Ventil im Norden ist nicht geschlossen.", "Das Ventil im Norden ist geschlossen."),
+        ("La vanne du nord n'est pas fermée.", "La vanne du nord est fermée."),
+        ("La válvula norte nunca está cerrada.", "La válvula norte está cerrada."),
+        ("Северный клапан больше не закрыт.", "Северный клапан больше закрыт."),
+        ("Het ventiel noord is niet gesloten.", "Het ventiel noord is gesloten."),
+    ],
+)
+def test_negation_differs_in_other_languages_too(denied: str, said: str) -> None:
+    """A denial in German, French, Spanish, Russian or Dutch is no support, either way round."""
+    for answer, chunk in ((denied, said), (said, denied)):
+        assert find("?", answer, chunk)[-1].support.state is not SupportState.ENTAILED
+    for text in (denied, said):
+        assert {f.support.state for f in find("?", text, text)} == {SupportState.ENTAILED}
+
+
 def test_negation_turns_support_into_contradiction() -> None:
     """A negated sentence does not support the plain clause, nor the other way round."""
     question = "Is TLS there?"

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ragblame.attribution.verdicts.evidence import Entity, Evidence, find_entities
+from ragblame.attribution.verdicts.evidence import Entity, Evidence, Sentence, find_entities
 from ragblame.attribution.verdicts.normalise import Word, content_stems, words
 from ragblame.attribution.verdicts.quantities import Quantity, find_quantities
 from ragblame.records import Span
@@ -34,6 +34,7 @@ _ABSTENTION = re.compile(
     r"|\b(?:unable|cannot|can't|not able|impossible|not possible|unclear|insufficient)\b[^.!?]{0,40}"
     r"\b(?:answer|determine|tell|say|find|know|information)"
     r"|\bno (?:mention|information)\b|\bnot enough information\b"
+    r"|^\W*n/?a\W*$"
     r"|\b(?:i|we) (?:do not|don't|cannot|can't) (?:know|say|tell|find)\b",
     re.IGNORECASE,
 )
@@ -57,6 +58,8 @@ class Claim:
     counted: str | None  # stem of the noun that a bare number counts
     tolerance: float  # relative
     is_value: bool  # a few words behind "is", or the whole answer
+    before: tuple[str, ...]  # folded words on its left in the sentence, nearest last
+    after: tuple[str, ...]  # folded words on its right
     stands_alone: bool  # the only span of its sentence
     leads_to_value: bool  # ends in "is", and the value is a span of its own
     abstains: bool  # the sentence says that the sources do not tell
@@ -117,12 +120,38 @@ def find_claims(question: str, answer: str, spans: Sequence[Span], evidence: Evi
             counted=noun_behind(items[_number_at(items, first, last) :]),
             tolerance=ROUNDED if _ROUNDING.search(sentence[max(0, low - 20) : low]) else EXACT,
             is_value=_is_value(items, first, last, own & asked_stems),
+            before=tuple(word.folded for word in items[max(0, first - NEIGHBOURS) : first]),
+            after=tuple(word.folded for word in items[last : last + NEIGHBOURS]),
             stands_alone=per_sentence[sentence_at] == 1,
             leads_to_value=0 < last < len(items) and items[last - 1].folded in _COPULAS,
             abstains=_ABSTENTION.search(sentence[:HEAD]) is not None,
             is_near_negation=any(word.is_negation for word in near),
         )
         previous = subject or previous
+
+
+def copied_run(claim: Claim, sentence: Sentence) -> tuple[int, int]:
+    """The longest run of words ``[first, last)`` of a sentence that the answer repeats around the span.
+
+    Empty when the span's own words do not stand there in a row.
+    """
+    own = [word.folded for word in claim.items]
+    said = [word.folded for word in sentence.items]
+    best = (0, 0)
+    for at in range(len(said) - len(own) + 1):
+        if not own or said[at : at + len(own)] != own:
+            continue
+        low, high = at, at + len(own)
+        while low > 0 and at - low < len(claim.before) and said[low - 1] == claim.before[low - at - 1]:
+            low -= 1
+        while (
+            high < len(said)
+            and high - at - len(own) < len(claim.after)
+            and said[high] == claim.after[high - at - len(own)]
+        ):
+            high += 1
+        best = max(best, (low, high), key=lambda run: run[1] - run[0])
+    return best
 
 
 def noun_behind(items: Sequence[Word]) -> str | None:

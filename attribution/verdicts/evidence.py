@@ -14,6 +14,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from ragblame.attribution.sentences import split_sentences
+from ragblame.attribution.verdicts.aliases import Alias, find_aliases
 from ragblame.attribution.verdicts.normalise import PERSONAL_PRONOUNS, STOP_WORDS, Word, words
 from ragblame.attribution.verdicts.quantities import Quantity, find_quantities
 from ragblame.records import Alignment, AlignmentState, Chunk
@@ -77,7 +78,7 @@ class Sentence:
     end: int
     text: str  # as cut, outer white space included
     items: tuple[Word, ...]
-    stems: frozenset[str]  # of its own content words
+    stems: frozenset[str]  # of its own content words, and of what a short form among them stands for
     entities: tuple[Entity, ...]
     subject: Entity | None  # its own, or carried over from an earlier sentence of the chunk
     quantities: tuple[Quantity, ...]  # offsets in the sentence as it was cut
@@ -163,6 +164,7 @@ class Evidence:
         cut = [(chunk, start, end) for chunk in chunks for start, end in split_sentences(chunk.text)]
         read = [(chunk.text[start:end], words(chunk.text[start:end])) for chunk, start, end in cut]
         self.names = find_names([*read, *((text, words(text)) for text in about)])
+        aliases = find_aliases(chunk.text for chunk in chunks)
         by_position = {alignment.position: alignment for alignment in alignments or ()}
         self.sentences: list[Sentence] = []
         self._postings: dict[str, list[int]] = defaultdict(list)
@@ -184,7 +186,7 @@ class Evidence:
                 end=high,
                 text=text,
                 items=tuple(items),
-                stems=frozenset(word.stem for word in items if word.is_content),
+                stems=_with_aliases(items, aliases),
                 entities=entities,
                 subject=carried,
                 quantities=tuple(find_quantities(text)),
@@ -240,6 +242,16 @@ class Evidence:
                     scores[index] += weight
         best = sorted(scores, key=lambda index: (-scores[index], index))[:limit]
         return [self.sentences[index] for index in best]
+
+
+def _with_aliases(items: Sequence[Word], aliases: Sequence[Alias]) -> frozenset[str]:
+    """Stems of a sentence's content words, and of the other form of each name with a short one."""
+    stems = frozenset(word.stem for word in items if word.is_content)
+    if aliases:
+        surfaces = frozenset(word.surface for word in items)
+        for alias in aliases:
+            stems = alias.widened(stems, surfaces)
+    return stems
 
 
 def _own_subject(items: Sequence[Word], entities: Sequence[Entity]) -> Entity | None:

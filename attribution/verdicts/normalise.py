@@ -42,7 +42,22 @@ META_WORDS = _table("""
     mentioned mentions note overall passage passages please provide provided provides question
     remember response step steps summary sure text
 """)
-NEGATIONS = _table("no not never none neither nor nothing nobody nowhere cannot")
+# Beside the English ones those of other languages that are no English words. French "ne" is left to "pas", so
+# that one negation counts once; Italian "non" is an English prefix, see ``pieces``.
+NEGATIONS = _table("""
+    no not never none neither nor nothing nobody nowhere cannot
+    nicht kein keine keinen keinem keiner keines nie niemals nichts niemand
+    niet geen nooit niets
+    pas jamais aucun aucune
+    nunca jamas ningun ninguno ninguna tampoco nao nenhum nenhuma nessuno nessuna
+    ikke aldri inte aldrig ingen inga
+    не нет нельзя никогда ничего никто
+    δεν οχι μην ποτε
+    لا ولا لم لن ليس
+    לא אין אינו ואינו אינה
+    नही नहीं
+    ない せん 不是 不能 不会 不會 没有 沒有
+""")
 PERSONAL_PRONOUNS = _table("it its it's he his she her they their them")
 _SUFFIXES = (
     ("ational", "ate"), ("ization", "ize"), ("isation", "ize"), ("ingly", ""), ("edly", ""), ("ments", ""),

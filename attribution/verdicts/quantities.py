@@ -27,16 +27,49 @@ _SMALL = {word: value for value, word in enumerate(_UNITS_TO_TWENTY.split())} | 
     word: 10 * tens for tens, word in enumerate(_TENS.split(), 3)
 }
 _SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12, "dozen": 12.0}
+_SCALES_ABROAD = {  # English "billion" and French "milliard" are the same number
+    "tausend": 1e3, "mille": 1e3, "тысяч": 1e3, "тысячи": 1e3, "mio": 1e6, "millionen": 1e6,
+    "millions": 1e6, "millones": 1e6, "milioni": 1e6, "milhões": 1e6, "miljoen": 1e6, "миллионов": 1e6,
+    "миллиона": 1e6, "mrd": 1e9, "milliarden": 1e9, "milliards": 1e9, "miljard": 1e9, "миллиардов": 1e9,
+}  # fmt: skip
+# Months of other languages as they stand in a date, January first, without those spelled as in English.
+_ABROAD = (
+    "januar februar märz april mai juni juli august september oktober november dezember",
+    "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
+    "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre diciembre",
+    "gennaio febbraio marzo aprile maggio giugno luglio agosto settembre ottobre novembre dicembre",
+    "janeiro fevereiro março abril maio junho julho agosto setembro outubro novembro dezembro",
+    "januari februari maart april mei juni juli augustus september oktober november december",
+    "января февраля марта апреля мая июня июля августа сентября октября ноября декабря",
+    "ιανουαρίου φεβρουαρίου μαρτίου απριλίου μαΐου ιουνίου ιουλίου αυγούστου σεπτεμβρίου οκτωβρίου "
+    "νοεμβρίου δεκεμβρίου",
+)
+_MONTH_ABROAD = {name: number for row in _ABROAD for number, name in enumerate(row.split(), 1)}
+_ENGLISH_TOO = frozenset(("april", "august", "september", "november"))
 _MARKS = {"½": 0.5, "¼": 0.25, "¾": 0.75, "⅓": 1 / 3, "⅔": 2 / 3}
 _SHORT_SCALES = {"k": 1e3, "m": 1e6, "mn": 1e6, "bn": 1e9, "b": 1e9, "tn": 1e12}
 MAX_QUANTITIES = 200  # read from one text, which is a sentence: bounds the work on a page of digits
 MAX_DIGITS = 40  # a longer run of digits is compared as a code, not as a number
-_CURRENCIES = {"$": "usd", "€": "eur", "£": "gbp", "¥": "jpy", "₹": "inr"}
+_CURRENCIES = {
+    "$": "usd", "us$": "usd", "ca$": "cad", "au$": "aud", "nz$": "nzd", "hk$": "hkd", "€": "eur", "£": "gbp",
+    "¥": "jpy", "₹": "inr", "rs": "inr", "₽": "rub", "₩": "krw", "₺": "try", "₴": "uah", "₪": "ils",
+}  # fmt: skip
+_CODES = ("usd", "eur", "gbp", "chf", "jpy", "inr", "cad", "aud", "nzd", "hkd", "cny", "sek", "nok", "dkk",
+          "pln", "brl", "rub", "krw")  # fmt: skip
+_CURRENCIES |= {code: code for code in _CODES}
 _UNITS: dict[str, tuple[str, float]] = {}
 for _dimension, _table in {
     "time": "ms millisecond milliseconds msec:0.001 s sec secs second seconds:1 min mins minute minutes:60 "
     "h hr hrs hour hours:3600 day days:86400 week weeks wk wks:604800 month months:2629800 "
-    "year years yr yrs:31557600 decade decades:315576000 century centuries:3155760000",
+    "year years yr yrs:31557600 decade decades:315576000 century centuries:3155760000 "
+    # German, Dutch, French, Spanish, Italian, Russian; words that are English ones, too, are left out
+    "sekunde sekunden seconden seconde secondes segundo segundos secondi секунда секунды секунд:1 "
+    "minuten minuto minutos minuti минута минуты минут:60 "
+    "stunde stunden uur heure heures hora horas час часа часов:3600 "
+    "tage tagen dagen jour jours día días giorno giorni день дня дней:86400 "
+    "woche wochen weken semaine semaines semana semanas settimane неделя недели недель:604800 "
+    "monat monate monaten maanden mois meses mesi месяц месяца месяцев:2629800 "
+    "jahr jahre jahren jaar jaren ans année années año años anni год года лет:31557600",
     "length": "mm millimeter millimeters millimetre millimetres:0.001 cm centimeter centimeters centimetre "
     "centimetres:0.01 m meter meters metre metres:1 km kilometer kilometers kilometre kilometres:1000 "
     "inch inches:0.0254 ft foot feet:0.3048 yd yard yards:0.9144 mi mile miles:1609.344",
@@ -48,15 +81,23 @@ for _dimension, _table in {
     "pint pints:0.473176473",
     "data": "byte bytes:1 kb:1000 mb:1000000 gb:1000000000 tb:1000000000000 pb:1000000000000000 "
     "kib:1024 mib:1048576 gib:1073741824 tib:1099511627776",
-    "percent": "% percent percents:1",
+    "percent": "% ％ ٪ percent percents prozent процентов:1",
     "frequency": "hz:1 khz:1000 mhz:1000000 ghz:1000000000",
     "power": "w watt watts:1 kw kilowatt kilowatts:1000 mw megawatt megawatts:1000000",
     "celsius": "°c celsius:1",
     "fahrenheit": "°f fahrenheit:1",
     "degree": "° degree degrees:1",
     "money usd": "dollar dollars usd:1 cent cents:0.01",
-    "money eur": "euro euros eur:1",
-    "money gbp": "gbp:1",
+    "money eur": "€ euro euros eur:1",
+    "money gbp": "£ gbp:1",
+    "money chf": "chf franken:1",
+    "money jpy": "yen jpy:1",
+    "money inr": "₹ inr rupee rupees:1",
+    "money rub": "₽ rub руб рубль рубля рублей:1",
+    "money pln": "zł pln:1",
+    "money sek": "sek:1",
+    "money cny": "cny yuan:1",
+    "money krw": "krw:1",
 }.items():
     _aliases: list[str] = []
     for _word in _table.split():
@@ -66,28 +107,62 @@ for _dimension, _table in {
             _UNITS |= {alias: (_dimension, float(_factor)) for alias in _aliases}
             _aliases = []
 
-_DIGITS = r"\d{1,3}(?:[\u00a0\u202f\u2009]\d{3})+|\d+(?:[.,]\d+)*"
+# Scripts without spaces: a letter of theirs beside a digit is another word.
+_CJK = r"\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
+_BEHIND_NO_WORD = rf"(?<!(?![{_CJK}])[\w.])"
+_BEFORE_NO_WORD = rf"(?!(?![{_CJK}])\w)"
+# Groups apart by a plain space are one number only where something else says so: a decimal comma, a currency.
+_DIGITS = (
+    r"\d{1,3}(?:[\u00a0\u202f\u2009]\d{3})+(?:,\d{1,2}(?!\d))?|\d{1,3}(?:['’]\d{3})+(?:[.,]\d+)?"
+    r"|\d{1,3}(?:\ \d{3})+(?:,\d{1,2}(?![\d,])|(?=\s?[€₽]|\ (?:EUR|zł|руб)))|\d{1,3}(?:\ \d{3}){2,}(?!\d)"
+    r"|\d+(?:[.,]\d+)*"
+)
+_CJK_UNITS = {
+    name: unit
+    for unit, names in {
+        "years": "年間 年以上 年 년", "months": "か月 ヶ月 カ月 个月 個月 개월", "weeks": "週間 周 주",
+        "days": "日間 日 天 일", "hours": "時間 小时 小時 시간", "minutes": "分間 分钟 分鐘 分 분",
+        "seconds": "秒間 秒 초", "yen": "円", "cny": "元", "krw": "원",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+_CJK_UNIT = "|".join(sorted(_CJK_UNITS, key=len, reverse=True))
+_ALL_ABROAD = "|".join(sorted(_MONTH_ABROAD, key=len, reverse=True))
+_ONLY_ABROAD = "|".join(sorted({*_MONTH_ABROAD} - _ENGLISH_TOO, key=len, reverse=True))
+_OWN_SCRIPT = "|".join(name for name in _MONTH_ABROAD if name[0] > "\u0370")
+_CODE = "|".join(_CODES).upper()  # "try" and "rub" are English words
 _SPELLED = "|".join(sorted((*_SMALL, *_SCALES), key=len, reverse=True))
+_SCALE_ABROAD = "|".join(sorted(_SCALES_ABROAD, key=len, reverse=True))
 _UNIT = "|".join(re.escape(name) for name in sorted(_UNITS, key=len, reverse=True))
 _PATTERN = re.compile(
     rf"""
-      (?P<iso>\b\d{{4}}-\d{{2}}(?:-\d{{2}})?\b(?![-.]\d))
+      (?P<cjk_date>(?<!\d)\d{{4}}[年년](?:\s?\d{{1,2}}[月월](?:\s?\d{{1,2}}[日일])?)?
+        |(?<!\d)\d{{1,2}}[月월]\s?\d{{1,2}}[日일])
+    | (?P<cjk>(?<![\w.,])(?:\d+(?:[.,]\d+)*)\s?(?:{_CJK_UNIT})|(?<=[{_CJK}])\d+(?:[.,]\d+)*\s?(?:{_CJK_UNIT}))
+    | (?P<iso>\b\d{{4}}-\d{{2}}(?:-\d{{2}})?\b(?![-.]\d))
     | (?P<day_month>\b\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}(?:\s?,?\s+\d{{4}})?\b)
+    | (?P<abroad>\b\d{{1,2}}(?:\.\s?|\s+de\s+)(?:{_ONLY_ABROAD})(?:\s+(?:del?\s+)?\d{{4}})?\b
+        |\b\d{{1,2}}(?:\.\s?|\s+(?:de\s+)?)(?:{_ALL_ABROAD})\s+(?:del?\s+)?\d{{4}}\b
+        |\b\d{{1,2}}\s+(?:{_OWN_SCRIPT})\b)
     | (?P<month_day>\b{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:\s?,?\s+\d{{4}})?\b(?![:.]\d))
     | (?P<month_year>\b{_MONTH},?\s+(?:of\s+)?\d{{4}}\b)
     | (?P<slash>\b\d{{1,2}}(?:[/.]\d{{1,2}}[/.](?:\d{{4}}|\d{{2}})|-\d{{1,2}}-\d{{4}})\b)
-    | (?P<clock>\b(?:\d{{1,2}}:\d{{2}}(?::\d{{2}})?(?:\s*[ap]\.?m\b\.?)?|\d{{1,2}}\s*[ap]\.?m\b\.?))
+    | (?P<clock>\b(?:\d{{1,2}}:\d{{2}}(?::\d{{2}})?(?:\s*[ap]\.?m\b\.?)?|\d{{1,2}}\s*[ap]\.?m\b\.?
+        |\d{{1,2}}(?:[.:]\d{{2}})?\s?uhr\b|\d{{1,2}}\s?h\s?\d{{2}}\b))
     | (?P<phone>\+?\(?\b\d{{3}}\)?[-.\s]\d{{3}}[-.\s]\d{{4}}\b)
     | (?P<code>(?<![\w.])[A-Za-z][A-Za-z]*+(?:[-_.]?\d+[A-Za-z]*+)+(?:[-_.][A-Za-z0-9]+)*+(?!\w)
         | (?<![\w.])\d+(?:\.\d+|-\d+){{2,}}+(?!\w))
     | (?P<decade>\b\d{{3}}0s\b)
-    | (?P<sign>(?<![\w.)\]])[-−])?(?P<money>[$€£¥₹]\s?)?(?P<low>(?<![\w.]){_DIGITS}|(?<!\w)[½¼¾⅓⅔])
+    | (?P<sign>(?<![\w.)\]])[-−])?(?P<money>(?<!\w)(?:(?:US|CA|AU|NZ|HK)\$\s?|(?-i:{_CODE}|Rs\.?)\s)
+        |[$€£¥₹₽₩₺₴₪]\s?)?
+        (?P<low>{_BEHIND_NO_WORD}(?:{_DIGITS})|(?<!\w)[½¼¾⅓⅔])
         (?P<fraction>\s?\d/\d+|/\d+(?!\d)|\s?[½¼¾⅓⅔])?
         (?P<ordinal>(?:st|nd|rd|th)\b)?
         (?:\s?(?:-|–|—|\bto\b)\s?[$€£]?(?P<high>{_DIGITS})(?![\w/]*[/:]\d))?
-        (?:\s?(?P<scale>hundred|thousand|million|billion|trillion|dozen|bn|mn|tn|[kKmMbB](?![\w/])))?
-        (?:\s?-?(?P<unit>{_UNIT})(?![\w]))?
-        (?:\s?(?:/|\bper\b)\s?(?P<per>{_UNIT})(?!\w))?(?!\w)
+        (?:\s?(?P<scale>(?:{_SCALE_ABROAD})\b\.?|hundred|thousand|million|billion|trillion|dozen|bn|mn|tn
+            |[kKmMbB](?![\w/])))?
+        (?:\s?-?(?P<unit>{_UNIT}){_BEFORE_NO_WORD})?
+        (?:\s?(?:/|\bper\b)\s?(?P<per>{_UNIT})(?!\w))?{_BEFORE_NO_WORD}
     | (?P<spelled>\b(?:{_SPELLED})(?:(?:[\s-]|\s+and\s+)(?:{_SPELLED}))*\b)
         (?:[\s-](?P<spelled_unit>{_UNIT})(?!\w))?
     """,
@@ -139,7 +214,7 @@ def _read(match: re.Match[str]) -> Quantity | None:
     ) -> Quantity:
         return Quantity(text, start, end, SpanKind.NUMBER, dimension, low, high, bare, (0, 0, 0), code)
 
-    if name in ("iso", "day_month", "month_day", "month_year", "slash"):
+    if name in ("iso", "day_month", "month_day", "month_year", "slash", "abroad", "cjk_date"):
         return Quantity(text, start, end, SpanKind.DATE, "date", date=_read_date(name, text))
     if name == "clock":
         minutes = _read_clock(text)
@@ -150,6 +225,9 @@ def _read(match: re.Match[str]) -> Quantity | None:
         return quantity("code", code=re.sub(taste, "", fold(text)))
     if name == "decade":
         return quantity("decade", float(text[:-1]), float(text[:-1]), bare=float(text[:-1]))
+    if name == "cjk":
+        digits, unit = _split_cjk(text)
+        return number(digits, digits, _CJK_UNITS[unit])
     if name == "spelled":
         value, unit = _read_spelled(match["spelled"]), match["spelled_unit"]
         if fold(match["spelled"]) in ("one", "dozen", "zero") and unit is None:
@@ -159,7 +237,21 @@ def _read(match: re.Match[str]) -> Quantity | None:
 
 
 def _form(match: re.Match[str]) -> str:
-    for name in ("iso", "day_month", "month_day", "month_year", "slash", "clock", "phone", "code", "decade"):
+    for name in (
+        *(
+            "cjk_date",
+            "cjk",
+            "iso",
+            "day_month",
+            "abroad",
+            "month_day",
+            "month_year",
+            "slash",
+            "clock",
+            "phone",
+        ),
+        *("code", "decade"),
+    ):
         if match[name] is not None:
             return name
     return "low" if match["low"] is not None else "spelled"
@@ -178,7 +270,8 @@ def _read_number(
         return number(low, low, "m" if scale == "m" else None)  # "5 m" is five metres; "$5m" five million
     factor = 1.0
     if scale is not None:
-        factor = _SCALES.get(scale.lower()) or _SHORT_SCALES[scale.lower()]
+        word = scale.lower().rstrip(".")
+        factor = _SCALES.get(word) or _SCALES_ABROAD.get(word) or _SHORT_SCALES[word]
     high = low
     if match["high"] is not None and len(match["high"]) <= MAX_DIGITS:
         high = max(low, _read_digits(match["high"]))
@@ -186,14 +279,17 @@ def _read_number(
     if match["ordinal"] is not None:
         return quantity("ordinal", low, high, bare=low)
     if is_money:
-        return quantity("money " + _CURRENCIES[match["money"].strip()], low, high, bare=low)
+        currency = _CURRENCIES[match["money"].strip().rstrip(".").lower()]
+        return quantity(f"money {currency}", low, high, bare=low)
     return number(low, high, match["unit"], match["per"])
 
 
 def _read_digits(text: str) -> float:
-    text = re.sub(r"\s", "", text)
+    text = re.sub(r"[\s'’]", "", text)
     if text in _MARKS:
         return _MARKS[text]
+    if re.fullmatch(r"\d{1,2}(?:,\d{2})+,\d{3}", text):
+        return float(text.replace(",", ""))  # Indian groups: 1,00,000
     commas, dots = text.count(","), text.count(".")
     groups = re.split(r"[.,]", text)
     in_threes = len(groups) > 1 and 0 < len(groups[0]) <= 3 and all(len(group) == 3 for group in groups[1:])
@@ -205,6 +301,12 @@ def _read_digits(text: str) -> float:
     if dots > 1:
         return float("".join(groups))
     return float(text)
+
+
+def _split_cjk(text: str) -> tuple[float, str]:
+    digits = re.match(r"[\d.,]+", text)
+    assert digits is not None
+    return _read_digits(digits[0]), text[digits.end() :].strip()
 
 
 def _with_fraction(whole: float, fraction: str) -> float:
@@ -235,6 +337,11 @@ def _read_date(name: str, text: str) -> tuple[int, int, int]:
     numbers = [int(number) for number in re.findall(r"\d+", text)]
     if name == "iso":
         return (numbers[0], numbers[1], numbers[2] if len(numbers) > 2 else 0)
+    if name == "cjk_date":
+        return (0, *numbers) if numbers[0] < 1_000 else (*numbers, 0, 0)[:3]  # type: ignore[return-value]
+    if name == "abroad":
+        word = next(w for w in re.findall(r"[^\W\d_]+", text.lower()) if w in _MONTH_ABROAD)
+        return (numbers[1] if len(numbers) > 1 else 0, _MONTH_ABROAD[word], numbers[0])
     if name == "slash":
         day, month, year = numbers
         if month > 12:
@@ -278,6 +385,11 @@ def is_same_value(answer: Quantity, source: Quantity, *, tolerance: float = 1e-6
     return False
 
 
+def is_same_number(answer: Quantity, source: Quantity) -> bool:
+    """Whether two equal values are written with the same number, so that no unit had to be converted."""
+    return "" in (answer.dimension, source.dimension) or _close(answer.bare, source.bare, 1e-6)
+
+
 def is_same_kind(answer: Quantity, source: Quantity) -> bool:
     """Whether both could be the value of one attribute."""
     if answer.dimension != source.dimension:
@@ -285,8 +397,63 @@ def is_same_kind(answer: Quantity, source: Quantity) -> bool:
     if answer.dimension == "code":
         return answer.shape == source.shape
     if answer.dimension == "":
+        if (_is_year(answer) and _is_count(source)) or (_is_count(answer) and _is_year(source)):
+            return False  # "two" is no other year than 2005
         return ("." in answer.text) == ("." in source.text)
     return True
+
+
+def may_be_same_value(answer: Quantity, source: Quantity) -> str | None:
+    """Why nobody can tell whether both say the same; None when one can. Never true of the same value.
+
+    "1.299" is a thousand or one and a third, by country; "3/5/2024" is in March or in May; "2 GB" may mean
+    2048 MB; 7 lies within "5–10" and is not all of it.
+    """
+    if answer.dimension == source.dimension == "date":
+        is_swapped = _swapped(answer) == source.date or _swapped(source) == answer.date
+        return "the date may be written in another order" if is_swapped else None
+    if answer.dimension != source.dimension:
+        return None
+    if answer.dimension == "data" and answer.low > 0 and source.low > 0:
+        mine, theirs = (_binary(each) for each in (answer, source))
+        if any(_close(a, b, 1e-6) for a in (answer.low, mine) for b in (source.low, theirs)):
+            return "units of 1000 or of 1024"
+    if answer.low == answer.high and source.low <= answer.low <= source.high and source.low < source.high:
+        return "a range holds it"
+    if _close(_regrouped(answer), source.low, 1e-6) or _close(answer.low, _regrouped(source), 1e-6):
+        return "the number may be written in another notation"
+    return None
+
+
+def _swapped(quantity: Quantity) -> tuple[int, int, int] | None:
+    """A date in figures with month and day the other way round, where that is a date too."""
+    year, month, day = quantity.date
+    is_open = re.fullmatch(r"\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}", quantity.text) is not None
+    return (year, day, month) if is_open and 0 < day <= 12 else None
+
+
+def _regrouped(quantity: Quantity) -> float:
+    """The value with a lone separator read the other way: 1.299 as 1299, 1,299 as 1.299; else the value."""
+    found = re.search(r"(?<![\d.,])[1-9]\d{0,2}([.,])\d{3}(?![\d.,])", quantity.text)
+    if found is None or not quantity.bare:
+        return quantity.low
+    factor = 1e3 if found[1] == "." else 1e-3
+    return quantity.low * factor
+
+
+def _binary(quantity: Quantity) -> float:
+    """Bytes when KB, MB and so on mean powers of 1024."""
+    found = re.search(r"([kmgtp])b$", quantity.text.lower())
+    power = "kmgtp".index(found[1]) + 1 if found else 0
+    return quantity.low * (1.024**power)
+
+
+def _is_year(quantity: Quantity) -> bool:
+    return re.fullmatch(r"1[5-9]\d\d|20\d\d", quantity.text) is not None
+
+
+def _is_count(quantity: Quantity) -> bool:
+    return quantity.bare < 100 and not quantity.dimension
 
 
 def _are_degrees(left: Quantity, right: Quantity) -> bool:

@@ -11,7 +11,12 @@ from itertools import pairwise
 from ragblame.attribution.verdicts.claims import Claim, noun_behind
 from ragblame.attribution.verdicts.evidence import Sentence
 from ragblame.attribution.verdicts.normalise import Word, words
-from ragblame.attribution.verdicts.quantities import Quantity, is_same_kind, is_same_value
+from ragblame.attribution.verdicts.quantities import Quantity, is_same_kind, is_same_value, may_be_same_value
+
+_CALENDAR = frozenset(
+    ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october",
+     "november", "december", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,30 @@ def holds(claim: Claim, sentence: Sentence) -> bool:
     """Whether a sentence holds every quantity of a claim."""
     return all(
         any(is_same_value(wanted, q, tolerance=claim.tolerance) for q in sentence.quantities)
+        or _is_spaced(wanted, sentence)
         for wanted in claim.quantities
     )
+
+
+def _is_spaced(wanted: Quantity, sentence: Sentence) -> bool:
+    """Whether a name with a number in it stands there in two words: "PlayStation3" is "PlayStation 3"."""
+    return bool(wanted.code) and any(
+        left.folded.isalpha() and left.folded + right.folded == wanted.code
+        for left, right in pairwise(sentence.items)
+    )
+
+
+def in_doubt(claim: Claim, sentence: Sentence) -> str | None:
+    """Why a sentence may hold the claim's quantities in another form; None: it holds them, or others."""
+    reason = None
+    for wanted in claim.quantities:
+        if any(is_same_value(wanted, q, tolerance=claim.tolerance) for q in sentence.quantities):
+            continue
+        doubts = [doubt for q in sentence.quantities if (doubt := may_be_same_value(wanted, q))]
+        if not doubts:
+            return None
+        reason = doubts[0]
+    return reason
 
 
 def other_value(claim: Claim, sentence: Sentence, echo: frozenset[str]) -> Stated | None:
@@ -37,7 +64,9 @@ def other_value(claim: Claim, sentence: Sentence, echo: frozenset[str]) -> State
     ``echo``: stems of the question, which are no values.
     """
     if claim.quantities:
-        return None if holds(claim, sentence) else _other_quantity(claim, sentence)
+        if holds(claim, sentence) or in_doubt(claim, sentence) is not None:
+            return None
+        return _other_quantity(claim, sentence)
     return None if claim.stems <= sentence.stems else _other_words(claim, sentence, echo)
 
 
@@ -84,6 +113,8 @@ def _other_words(claim: Claim, sentence: Sentence, echo: frozenset[str]) -> Stat
         stems = frozenset(word.stem for word in run)
         if stems & known or stems == claim.stems or not all(word.is_content for word in run):
             continue
+        if any(word.folded in _CALENDAR for word in run) != any(w.folded in _CALENDAR for w in claim.items):
+            continue  # "in August" is no other place
         if _shape(run, sentence.text) != shape:
             continue
         end = at + size

@@ -5,15 +5,17 @@ borrowed value, and a sentence about the right subject with another value of the
 has no value is measured by how much of it one sentence says. Every result names the rule that made it.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from ragblame.attribution.verdicts.claims import EXACT, NEIGHBOURS, Claim, find_claims
+from ragblame.attribution.verdicts.claims import EXACT, NEIGHBOURS, Claim, copied_run, find_claims
 from ragblame.attribution.verdicts.evidence import Evidence, Sentence
-from ragblame.attribution.verdicts.normalise import content_stems, fold, is_negated
-from ragblame.attribution.verdicts.stated import holds, keys, other_value
+from ragblame.attribution.verdicts.normalise import Word, content_stems, fold, is_negated, stem
+from ragblame.attribution.verdicts.quantities import find_quantities, is_same_number, is_same_value
+from ragblame.attribution.verdicts.stated import holds, in_doubt, keys, other_value
 from ragblame.records import Alignment, Chunk, PromptLine, Span, SpanKind, Support, SupportState
 
 ENOUGH = 0.55  # weighted share of a clause that one sentence must say
@@ -26,11 +28,17 @@ RELATED = 0.20  # share of a value's surroundings that must come with the value
 SAME_WORDS = 0.75  # with so many of them a value stands in its own sentence, whoever else is named
 SAME_ATTRIBUTE = 0.50  # share of an attribute's name that makes another value a contradiction
 FAINT = 0.17  # below it a sentence is about another attribute
+QUOTED_WORDS = 6  # in a row that answer and sentence share around a span
+QUOTED_CONTENT = 3  # of them telling words outside the span
 MINIMAL = 3  # a sentence with at most so many further words states one thing about its subject
 PARTLY = 0.35  # share of a name that leaves a doubt
 CANDIDATES = 30  # sentences looked at for each span besides those that hold its value
 STATED = 200  # code points of a sentence quoted as what the chunk says instead
 
+# "Not only 5", "no more than 5": a negation before these says nothing against the value.
+_LIMITS = frozenset(
+    ("only", "just", "until", "before", "after", "than", "more", "less", "fewer", "later", "earlier", "least")
+)
 _NOUNS = {SpanKind.NUMBER: "number", SpanKind.DATE: "date", SpanKind.NAME: "name"}
 
 
@@ -152,6 +160,7 @@ class _Checker:
         self.in_prompt = in_prompt
         self.only = None if only is None else {sentence.index for sentence in only}
         self.echo = content_stems(question)
+        self.asked = find_quantities(question)
         self._by_value: dict[tuple[object, ...], list[Sentence]] = defaultdict(list)
         self._folded: dict[int, str] = {}
         for sentence in evidence.sentences if only is None else only:
@@ -215,6 +224,13 @@ class _Checker:
         good = [hit for hit in own if hit.score >= RELATED or hit.match is Match.SAME or not claim.around]
         against = self._against(claim)
         borrowed = tuple(sorted({hit.sentence.position for hit in foreign}))
+        denied = [hit for hit in good if _is_denied(claim, hit.sentence)]
+        if denied and len(denied) == len(good):
+            hit = max(denied, key=lambda hit: (hit.match is Match.SAME, hit.score))
+            stated = " ".join(hit.sentence.text.split())[:STATED]
+            support = _support(claim, SupportState.CONTRADICTED, "negation differs", hit.sentence, stated)
+            return Finding(support=support, borrowed_from=borrowed, is_sure=hit.match is Match.SAME)
+        good = [hit for hit in good if hit not in denied]
         if good and not self._is_beaten(claim, good, against):
             return self._entailed(claim, good, against, noun)
         if against:
@@ -253,8 +269,9 @@ class _Checker:
             if other.attribute >= least or any(_is_parallel(claim, hit.sentence, other) for hit in good)
         }
         open_ones = sorted({other.sentence.position for other in others} - conflicts.keys())
+        rule = f"{noun} with its subject{', unit converted' if _is_converted(claim, good) else ''}"
         return replace(
-            _found(claim, good, f"{noun} with its subject"),
+            _found(claim, good, rule),
             conflicts=tuple(sorted(conflicts.items())),
             may_conflict=tuple(open_ones),
         )
@@ -267,6 +284,13 @@ class _Checker:
 
     def _check_unmatched(self, claim: Claim, noun: str) -> Finding:
         """No sentence holds the value; names may be spelled otherwise, so a part of one leaves a doubt."""
+        if claim.quantities:
+            if (doubt := self._doubt(claim)) is not None:
+                sentence, reason = doubt
+                rule = f"{noun} cannot be compared: {reason}"
+                return Finding(support=_support(claim, SupportState.UNCLEAR, rule, sentence))
+            if all(any(is_same_value(own, q) for q in self.asked) for own in claim.quantities):
+                return _bare(claim, SupportState.UNCLEAR, f"{noun} of the question, in no chunk")
         if not claim.quantities:
             shares = [
                 (self.evidence.coverage(claim.stems, sentence.stems), sentence)
@@ -279,6 +303,14 @@ class _Checker:
                 return Finding(support=_support(claim, SupportState.UNCLEAR, rule, sentence))
         return _bare(claim, SupportState.ABSENT, f"{noun} in no chunk")
 
+    def _doubt(self, claim: Claim) -> tuple[Sentence, str] | None:
+        """A sentence about the same that may state the value in another form, and why nobody can tell."""
+        for sentence in self._nearest(claim.sought | claim.around):
+            reason = in_doubt(claim, sentence) if sentence.quantities else None
+            if reason is not None and self._match(claim, sentence) not in (Match.RIVAL, Match.OTHER):
+                return sentence, reason
+        return None
+
     def _holding_value(self, claim: Claim) -> list[Sentence]:
         if not claim.quantities:
             return self._mine(self.evidence.holding(claim.stems))
@@ -286,6 +318,8 @@ class _Checker:
             near = self._mine(self.evidence.sentences)
         else:
             filed = [s for key in keys(claim.quantities[0]) for s in self._by_value.get(key, ())]
+            if claim.quantities[0].code:  # "PlayStation3" may stand there in two words
+                filed += self._mine(self.evidence.holding(_halves(claim.quantities[0].code)))
             near = sorted({s.index: s for s in filed}.values(), key=lambda s: s.index)
         return [sentence for sentence in near if holds(claim, sentence)]
 
@@ -294,6 +328,8 @@ class _Checker:
         match = self._match(claim, sentence)
         if match is Match.OTHER and score >= SAME_WORDS:
             match = Match.UNKNOWN  # it says nearly all that stands around the value
+        if match in (Match.RIVAL, Match.OTHER) and _is_quoted(claim, sentence):
+            match = Match.LOOSE
         return _Hit(sentence, match, score)
 
     def _attribute(self, claim: Claim, sentence: Sentence) -> float:
@@ -372,7 +408,7 @@ class _Checker:
         """Sentences say the clause: about the same subject, and without denying it?"""
         hits = [_Hit(sentence, self._match(claim, sentence), share) for share, sentence in scored]
         best = hits[0]
-        own = [hit for hit in hits if hit.match is not Match.RIVAL]
+        own = [hit for hit in hits if hit.match is not Match.RIVAL or _is_quoted(claim, hit.sentence)]
         if not own:
             borrowed = tuple(sorted({hit.sentence.position for hit in hits}))
             rule = "clause stands with another subject"
@@ -389,12 +425,62 @@ class _Checker:
         return Finding(support=support)
 
 
+def _is_denied(claim: Claim, sentence: Sentence) -> bool:
+    """Whether a sentence says "not" right before the claim's value, wherever the value stands in it."""
+    if is_negated(claim.items) or claim.is_near_negation:
+        return False
+    if claim.quantities:
+        wanted = claim.quantities[0]
+        places = [q for q in sentence.quantities if is_same_value(wanted, q, tolerance=claim.tolerance)]
+        at = [
+            next((i for i, word in enumerate(sentence.items) if word.end > place.start), 0)
+            for place in places
+        ]
+    else:
+        at = [i for i, word in enumerate(sentence.items) if word.stem in claim.stems]
+        if len(at) > 1 and at[-1] - at[0] <= len(claim.items):
+            at = [next((i for i in at if _is_behind_not(sentence.items, i)), at[0])]  # "is no longer closed"
+    return bool(at) and all(_is_behind_not(sentence.items, index) for index in at)
+
+
+def _is_behind_not(items: Sequence[Word], at: int) -> bool:
+    return (
+        any(word.is_negation for word in items[max(0, at - 2) : at]) and items[at - 1].folded not in _LIMITS
+    )
+
+
+def _is_converted(claim: Claim, hits: Sequence[_Hit]) -> bool:
+    """Whether no sentence states the value in the answer's own unit."""
+    own = [quantity for quantity in claim.quantities if quantity.low and quantity.bare]
+    return bool(own) and not any(
+        any(is_same_value(q, other) and is_same_number(q, other) for other in hit.sentence.quantities)
+        for q in own
+        for hit in hits
+    )
+
+
+def _is_quoted(claim: Claim, sentence: Sentence) -> bool:
+    """Whether the answer repeats a long stretch of the sentence around the span: both are about the same."""
+    low, high = copied_run(claim, sentence)
+    further = [word for word in sentence.items[low:high] if word.is_content and word.stem not in claim.stems]
+    return high - low >= QUOTED_WORDS and len(further) >= QUOTED_CONTENT
+
+
+def _halves(code: str) -> frozenset[str]:
+    """The stems of letters and digits of a code, where it is made of just these two."""
+    found = re.fullmatch(r"([^\W\d_]+)(\d+)", code)
+    return frozenset((stem(found[1]), found[2])) if found else frozenset((code,))
+
+
 def _differs(claim: Claim, wanted: frozenset[str], sentence: Sentence) -> bool:
     """Whether one side denies what the other says; a negation merely nearby is no difference."""
     at = [index for index, word in enumerate(sentence.items) if word.stem in wanted]
     if not at:
         return False
     low, high = at[0], at[-1] + 1
+    first, last = copied_run(claim, sentence)
+    if last - first >= QUOTED_WORDS:  # negations inside are the answer's, too; those further on are no matter
+        return is_negated(sentence.items[max(0, first - 2) : first]) and not claim.is_near_negation
     if is_negated(claim.items):
         wide = sentence.items[max(0, low - NEIGHBOURS) : high + NEIGHBOURS]
         return not any(word.is_negation for word in wide)
