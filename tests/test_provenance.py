@@ -24,7 +24,7 @@ from ragblame.attribution.jobs.thresholds import (
     read_versions,
     store_thresholds,
 )
-from ragblame.attribution.verdicts.premises import LIKELY, by_probability, decide_again, finding_of
+from ragblame.attribution.verdicts.premises import by_probability, decide_again, finding_of, influence_of
 from ragblame.attribution.verdicts.provenance import Provenance
 from ragblame.attribution.verdicts.severity import MOST_SEEN, MOST_TRAFFIC, Factors, traffic, weigh
 from ragblame.attribution.verdicts.thresholds import DEFAULT, Promise, Thresholds, from_json
@@ -288,22 +288,25 @@ def test_a_probability_counts_only_for_the_model_it_was_fitted_to() -> None:
     [
         (SupportState.ENTAILED, 0.95, SupportState.ABSENT),
         (SupportState.UNCLEAR, 0.95, SupportState.ABSENT),
-        (SupportState.CONTRADICTED, 0.01, SupportState.CONTRADICTED),
+        (SupportState.CONTRADICTED, 0.95, SupportState.CONTRADICTED),
+        (SupportState.CONTRADICTED, 0.01, SupportState.UNCLEAR),
         (SupportState.UNCLEAR, 0.1, SupportState.ENTAILED),
         (SupportState.UNCLEAR, 0.6, SupportState.UNCLEAR),
-        (SupportState.ABSENT, 0.1, SupportState.ABSENT),
+        (SupportState.ABSENT, 0.6, SupportState.UNCLEAR),
+        (SupportState.ENTAILED, 0.1, SupportState.ENTAILED),
     ],
 )
 def test_what_a_probability_settles(
     conn: Connection, state: SupportState, raw: float, expected: SupportState
 ) -> None:
-    """From flag_at on a span is absent, up to clear_at an open one is said, a quoted contradiction stays."""
+    """From flag_at on a span is absent, below it nothing is flagged, up to clear_at what was missed is said;
+    where a scorer measured the span, its numbers decide instead."""
     explanation = stored(conn)[0]
     support = replace(explanation.supports[0], model=READER, probability=raw, state=state)
-    finding = finding_of(replace(explanation.premises[0], read_state=state), support)
-    settled = by_probability(finding, calibrated()).support
-    assert settled.state is expected
-    assert (settled.rule == LIKELY) == (expected is SupportState.ABSENT and state is not expected)
+    premises = replace(explanation.premises[0], read_state=state)
+    finding = finding_of(premises, support)
+    assert by_probability(finding, None, calibrated()).support.state is expected
+    assert by_probability(finding, influence_of(premises, explanation), calibrated()) == finding
 
 
 # --- preview ------------------------------------------------------------------------------------------------
@@ -351,12 +354,19 @@ def replace_thresholds(thresholds: Thresholds) -> Debugger:
 
 
 def test_preview_counts_what_comes_by_probability(conn: Connection) -> None:
-    """A model that doubts everything brings every supported span into the queue, by cause and app; verdicts
-    it has not read are counted apart."""
+    """A model that doubts everything brings each span into the queue that no scorer measured, by cause and
+    app; verdicts it has not read are counted apart."""
     conn.execute("UPDATE verdict SET support_model = %s, support_probability = 0.99", (READER,))
+    open_spans = conn.execute(
+        """SELECT trace_id, span FROM verdict v LEFT JOIN triage_item i USING (trace_id, span)
+           WHERE v.basis = 'support only' AND i.trace_id IS NULL"""
+    ).fetchall()
     found = preview(conn, calibrated(clear_at=None))
     longest = found.tallies[-1]
-    assert longest.come > 0
+    assert longest.come == len(open_spans) > 0
+    assert {(c.trace_id, c.span) for c in found.examples if c.is_flagged and not c.was_flagged} == {
+        *open_spans
+    }
     assert sum(longest.come_by_cause.values()) == sum(longest.come_by_app.values()) == longest.come
     assert set(longest.come_by_app) == {"tests"}
     assert longest.flagged_after == longest.flagged_before + longest.come - longest.go
@@ -412,7 +422,8 @@ def test_the_same_failure_again_is_more_severe(conn: Connection, history: str) -
 
 def test_what_came_first_is_raised_by_what_came_later(conn: Connection) -> None:
     """The first trace of a failure was weighed as seen once; upkeep counts again, and its factors fit."""
-    shared = """SELECT i.trace_id, v.seen, i.severity, span FROM triage_item i JOIN verdict v USING (trace_id, span)
+    shared = """SELECT i.trace_id, v.seen, i.severity, span
+        FROM triage_item i JOIN verdict v USING (trace_id, span)
         WHERE signature = (SELECT signature FROM triage_item JOIN verdict USING (trace_id, span)
                            WHERE seen = 2 ORDER BY 1 LIMIT 1) ORDER BY i.trace_id"""
     assert [row[1] for row in conn.execute(shared).fetchall()] == [1, 2]
