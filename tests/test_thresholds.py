@@ -29,7 +29,7 @@ from ragblame.ui.components.rows import flagged_list
 from ragblame.ui.components.why import why_verdict
 from ragblame.ui.reads import Filters
 from ragblame.ui.reads_trace import read_trace_page
-from ragblame.ui.thresholds_reader import SupportReader
+from ragblame.ui.thresholds_reader import SpanReader
 from tests.example_cases import example_explanations, hostile_explanation
 from tests.triage_seed import seed, store_explanation
 
@@ -161,7 +161,7 @@ def test_a_reader_without_a_number_is_refused() -> None:
             return example_explanations()[0]
 
     with pytest.raises(ModelError, match="no probability to calibrate"):
-        SupportReader(Silent())(judged(1)[0].scored.row)  # type: ignore[arg-type]
+        SpanReader(Silent())(judged(1)[0].scored.row)  # type: ignore[arg-type]
 
 
 def review_everything(conn: Connection, copies: int) -> None:

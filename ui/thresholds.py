@@ -154,10 +154,13 @@ def _connect(*, read_only: bool = True) -> Any:
 
 def _read_files(files: list[Path]) -> tuple["list[Judged]", str, str]:
     """The labelled answers as the support model reads them, the model's name, and where they came from."""
+    from ragblame.attribution.debugger import Debugger
     from ragblame.attribution.evaluation.labelled import read_labelled
     from ragblame.attribution.evaluation.threshold_fit import read_all
+    from ragblame.attribution.support_model.choice import load_support_reader
+    from ragblame.settings import load_settings
     from ragblame.ui.terminal import plain, progress_bar, say
-    from ragblame.ui.thresholds_reader import SupportReader
+    from ragblame.ui.thresholds_reader import SpanReader
 
     problems: list[str] = []
     rows = [
@@ -167,7 +170,8 @@ def _read_files(files: list[Path]) -> tuple["list[Judged]", str, str]:
     ]
     if problems:
         say(f"{len(problems)} lines were left out, first {plain(problems[0], 200)}", style="yellow")
-    reader = SupportReader()
+    model = load_support_reader(load_settings().support_model)
+    reader = SpanReader(Debugger.text_only(support_reader=model))
     with progress_bar("reading answers") as bar:
         judged = read_all(rows, reader, lambda part: bar.at(round(part * len(rows)), len(rows)))
     return judged, reader.model, ", ".join(path.name.split(".")[0] for path in files)

@@ -8,12 +8,12 @@ from ragblame.attribution.evaluation.labelled import LabelledAnswer
 from ragblame.errors import ModelError
 
 
-class SupportReader:
+class SpanReader:
     """Reads labelled answers; ``model`` is known after the first."""
 
-    def __init__(self, debugger: Debugger | None = None) -> None:
-        """``debugger``: None for one that reads text alone, as it ships."""
-        self._debugger = debugger or Debugger.text_only()
+    def __init__(self, debugger: Debugger) -> None:
+        """``debugger``: one that has a support model and no scorer."""
+        self._debugger = debugger
         self.model = ""
 
     def __call__(self, row: LabelledAnswer) -> Sequence[ScoredSpan]:
@@ -23,8 +23,8 @@ class SupportReader:
         for span, support in zip(explanation.spans, explanation.supports, strict=True):
             if support.probability is None or support.model is None:
                 raise ModelError(
-                    "no support model reads the answers, so there is no probability to calibrate: install "
-                    "ragblame[attribution], and see `ragblame doctor`"
+                    "no support model reads the answers, so there is no probability to calibrate: set "
+                    "RAGBLAME_SUPPORT_MODEL=shipped, or name one; the notes of `ragblame explain` say more"
                 )
             if self.model not in ("", support.model):
                 raise ModelError(f"two support models read the answers, {self.model} and {support.model}")

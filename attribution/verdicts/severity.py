@@ -64,10 +64,12 @@ def weigh(kind: SpanKind, verdict: Verdict, support: Support, seen: int = 1) -> 
         probability, harm = 1.0, STALE
     elif support.state is SupportState.ENTAILED:
         probability = DOUBTED * (BY_TEXT if verdict.basis is Basis.SUPPORT_ONLY else 1.0)
+    elif verdict.basis is not Basis.SUPPORT_ONLY:
+        probability = 1.0  # the scorer's numbers decided; what is calibrated is about text alone
     elif verdict.confidence is not None:
         probability, is_calibrated = verdict.confidence, True
     else:
-        probability = BY_TEXT if verdict.basis is Basis.SUPPORT_ONLY else 1.0
+        probability = BY_TEXT
     return Factors(
         probability=probability, is_calibrated=is_calibrated, harm=round(harm, 3), seen=max(1, seen)
     )
