@@ -398,6 +398,33 @@ def test_the_worker_asks_the_corpus_that_the_chunks_name(corpus: Corpus) -> None
     assert "public.gone is no configured corpus" in explanation.notes[-1]
 
 
+def test_a_table_of_the_hosts_own_is_asked_as_ours_is(corpus: Corpus) -> None:
+    """A foreign table, named in the settings, gives the same cause from its own ids, words and vectors."""
+    corpus.place(GOLD, 0.1 + 0.02 * 8.5)
+    corpus.conn.execute(
+        "CREATE TABLE public.runbooks (id text PRIMARY KEY, body text, made public.vector(8))"
+    )
+    for text in [*DECOYS, GOLD]:
+        vector = "[" + ",".join(map(str, corpus.embeddings.embed_query(text))) + "]"
+        corpus.conn.execute(
+            "INSERT INTO public.runbooks VALUES (%s, %s, %s)", (f"id of {text}", text, vector)
+        )
+        corpus.ids[text] = f"id of {text}"
+    trace = corpus.trace()
+    trace = replace(trace, chunks=tuple(replace(c, source_table="public.runbooks") for c in trace.chunks))
+    entries: dict[str, str | int] = {"table": "runbooks", "id": "id", "text": "body", "vector": "made"}
+    chosen = Settings(database_url=SecretStr(corpus.url), probe_corpora=(entries,), probe_seconds=10)
+    corpora = Corpora(settings=chosen, load=lambda: corpus.embeddings)
+    try:
+        explanation = Debugger.text_only(probe=corpora).explain_trace(trace)
+    finally:
+        corpora.close()
+    verdict = flagged(explanation)
+    assert (verdict.cause, verdict.corpus_evidence[0].rank) == (Cause.RANKED_TOO_LOW, 10)
+    assert verdict.corpus_evidence[0].table == "public.runbooks"
+    assert verdict.corpus_evidence[0].row_id == corpus.ids[GOLD]
+
+
 # The door ------------------------------------------------------------------------------------------------
 
 
