@@ -25,6 +25,7 @@ from ragblame.ui import reads, reads_facets, reads_health, reads_radius, reads_t
 from ragblame.ui.reviews import wake_snoozed
 
 POOL_SIZE: Final = 8  # one browser session holds a connection only while it reads
+PREVIEWED: Final = 10_000  # traces that a preview on the page looks at; the command line takes more
 STATEMENT_SECONDS: Final = 15  # a page that takes longer is better refused than hung
 
 
@@ -155,7 +156,7 @@ def versions() -> tuple[Version, ...]:
 def previewed(version: str) -> Preview:
     """What a version would have decided otherwise."""
     with transaction(read_only=True) as conn:
-        return preview(conn, read_thresholds(conn, version))
+        return preview(conn, read_thresholds(conn, version), max_traces=PREVIEWED)
 
 
 @st.cache_data(ttl=10, show_spinner=False)

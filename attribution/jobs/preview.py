@@ -1,7 +1,7 @@
 """What other thresholds would have said of stored history: decided again from what was kept, nothing changed.
 
 A threshold is a promise to people who look at a queue every day; before it moves, they see which spans would
-come and which would go. No model and no corpus is asked, so a month of history takes seconds.
+come and which would go. No model and no corpus is asked: a thousand traces take less than a second.
 """
 
 from collections import Counter
