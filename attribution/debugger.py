@@ -21,7 +21,7 @@ from ragblame.attribution.verdicts.corpus_causes import asks_corpus, asks_freshn
 from ragblame.attribution.verdicts.fusion import fuse
 from ragblame.attribution.verdicts.learned import SupportReader, in_prompt
 from ragblame.attribution.verdicts.normalise import words
-from ragblame.attribution.verdicts.other_words import Reader, with_conflicts
+from ragblame.attribution.verdicts.other_words import Reader, with_conflicts, with_reading
 from ragblame.attribution.verdicts.premises import by_probability, premises_of
 from ragblame.attribution.verdicts.prompt_lines import with_prompt_lines
 from ragblame.attribution.verdicts.reading import settle
@@ -32,6 +32,7 @@ from ragblame.corpus import CorpusProbe, request_for
 from ragblame.errors import AlignmentError, InputError, MissingExtraError, ModelError, RagblameError
 from ragblame.records import (
     Alignment,
+    AlignmentState,
     Attribution,
     CoalitionValues,
     CorpusLook,
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
 MAX_HEAT_SPANS = 64  # spans that get token heat and attention shares: each one costs a backward pass
 SPANS_AT_ONCE = 16  # of them, between two looks at should_abort
+MAX_READ = 10  # chunks in the prompt, and as many outside it, that the model may read for one span
+MAX_READ_SPANS = 16
 MAX_CORPUS_SPANS = 8  # spans of an answer that the corpus is asked about: each may take seconds
 
 
@@ -270,6 +273,7 @@ class _Run:
             for span, finding in zip(spans, findings, strict=True)
         )
         if has_prompt:
+            findings = self._read_chunks(spans, findings, alignments, measured)
             findings = with_prompt_lines(trace, spans, findings, alignments)
         verdicts: list[Verdict] = []
         decisions: list[Decision] = []
@@ -379,15 +383,45 @@ class _Run:
             looks.append(look)
         return sorted(looks, key=lambda look: look.span), notes
 
+    def _read_chunks(
+        self,
+        spans: Sequence[Span],
+        findings: Sequence[Finding],
+        alignments: Sequence[Alignment],
+        measured: _Measured,
+    ) -> tuple[Finding, ...]:
+        """Where no rule tells what a chunk says of an unsupported span, the model reads it."""
+        whole = (AlignmentState.EXACT, AlignmentState.NORMALISED)
+        places = {alignment.position for alignment in alignments if alignment.state in whole}
+        seen = [chunk for chunk in self.trace.chunks if chunk.position in places][:MAX_READ]
+        hidden = [chunk for chunk in self.trace.chunks if chunk.position not in places][:MAX_READ]
+        settled, asked = list(findings), 0
+        for at, (span, finding) in enumerate(zip(spans, findings, strict=True)):
+            read = self._reader(span, measured)
+            is_open = finding.support.state in (SupportState.ABSENT, SupportState.CONTRADICTED)
+            if read is None or finding.dropped or not is_open:
+                continue
+            if (asked := asked + 1) > MAX_READ_SPANS:
+                measured.notes.append(
+                    f"The model read chunks again for {MAX_READ_SPANS} unsupported spans, not for the others."
+                )
+                break
+            self._look("reading", at / len(spans))
+            try:
+                settled[at] = with_reading(finding, self.trace, span, seen, hidden, read)
+            except ModelError as error:
+                measured.notes.append(f"Chunks that may say it in other words were not read: {error}")
+                break
+        return tuple(settled)
+
     def _reader(self, span: Span, measured: _Measured) -> Reader | None:
         """Has the model read texts of the corpus; None where no scorer can explain the span."""
-        layout, influence = measured.layout, measured.influences.get(span.index)
-        scorer = self.scorer
-        if scorer is None or layout is None or influence is None:
+        layout, scorer = measured.layout, self.scorer
+        if scorer is None or layout is None or span.index not in measured.influences:
             return None
         from ragblame.attribution.methods.rewriting import with_text
 
-        return lambda texts: with_text(scorer, layout, span, texts, influence.shares)
+        return lambda texts: with_text(scorer, layout, span, texts)
 
     def _ref(self) -> ScorerRef | None:
         return None if self.scorer is None else self.scorer.ref

@@ -5,7 +5,7 @@ enumeration can give way to a prefix tree without any estimator noticing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ragblame.attribution.regions import Region, Run, build_runs, remove
@@ -81,6 +81,28 @@ class Layout:
             text += self.prompt[at:start] + new
             at = end
         return _encode_prompt(self.tokenizer, text + self.prompt[at:], self.has_special_tokens).ids
+
+    def with_text(self, player: int, text: str) -> "Layout":
+        """The same answer behind a prompt in which one player's chunk reads otherwise."""
+        region = self.regions[player]
+
+        def moved(at: int) -> int:
+            if at >= region.end:
+                return at + len(text) - (region.end - region.start)
+            return min(at, region.start)
+
+        prompt = self.prompt[: region.start] + text + self.prompt[region.end :]
+        regions = tuple(
+            replace(
+                each,
+                start=moved(each.start),
+                end=moved(each.end),
+                floor=moved(each.floor),
+                ceiling=moved(each.ceiling),
+            )
+            for each in self.regions
+        )
+        return replace(self, prompt=prompt, regions=regions, runs=build_runs(prompt, regions))
 
     def span_tokens(self, span: Span) -> tuple[int, ...]:
         """Indices of the answer tokens that overlap a span; a token on a border belongs to both sides."""

@@ -38,15 +38,14 @@ def lay_out(
 
 
 def test_the_model_writes_what_a_paraphrase_states(debugger: Debugger) -> None:
-    """Put in place of the chunk that matters least, the row is read; a row about something else is not."""
+    """Put in place of the chunks, the row is read; a row about something else is not."""
     scorer, layout, span = lay_out(debugger, OTHER, "The Kestrel gateway runs in Oslo.")
     before = scorer.cost.forwards
-    written = with_text(
-        scorer, layout, span, [PARAPHRASE, "The Kestrel gateway pages coral-lynx."], (0.0, 0.5)
-    )
+    elsewhere = "The Kestrel gateway pages coral-lynx."
+    written = with_text(scorer, layout, span, [PARAPHRASE, elsewhere])
     assert written[0] == "4877 ms"
     assert written[1] is not None
-    assert place_of(written[1], "The Kestrel gateway pages coral-lynx.") is None
+    assert place_of(written[1], elsewhere) is None
     assert scorer.cost.forwards > before
 
 
@@ -65,7 +64,7 @@ def test_without_the_supporting_chunk_the_model_writes_what_the_other_says(debug
 def test_a_prompt_without_chunks_has_no_place_for_one(debugger: Debugger) -> None:
     """Nothing is read then, and it is said so by None."""
     scorer, layout, span = lay_out(debugger)
-    assert with_text(scorer, layout, span, [PARAPHRASE], ()) == [None]
+    assert with_text(scorer, layout, span, [PARAPHRASE]) == [None]
 
 
 @pytest.mark.parametrize(

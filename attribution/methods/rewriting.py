@@ -2,9 +2,9 @@
 
 It exists because words cannot always tell what a sentence answers: "gives up after 4877 ms" is the timeout,
 and no dictionary says so, but the model that writes answers knows. So it is asked: a candidate is put into
-the prompt in the place of the chunk that matters least, or the chunks that support the span are taken out,
-and the model goes on greedily from where the span began. An intervention on the input, as in
-``counterfactual.py``; what counts is only whether the words it then writes stand in the candidate.
+the prompt in place of all chunks, or the chunks that support the span are taken out, and the model goes on
+greedily from where the span began. An intervention on the input, as in ``counterfactual.py``; what counts is
+only whether the words it then writes stand in the candidate.
 """
 
 import time
@@ -22,18 +22,18 @@ _EDGES = " \t\n.,;:!?\"'()[]“”"
 
 
 def with_text(
-    scorer: TransformersScorer, layout: Layout, span: Span, texts: Sequence[str], shares: Sequence[float]
+    scorer: TransformersScorer, layout: Layout, span: Span, texts: Sequence[str]
 ) -> list[str | None]:
-    """For each text: the words in the span's place, were it there instead of the chunk that matters least.
+    """For each text: the words in the span's place, were it all that was retrieved.
 
-    ``shares``: the span's, by chunk position. None where no chunk stands in the prompt or the span has no
+    None where no chunk stands in the prompt, so that there is no place for one, or where text or span have no
     words. Raises ``ModelError`` as ``scorer.score`` does.
     """
     if not layout.regions:
         return [None] * len(texts)
-    least = min(layout.regions, key=lambda region: (shares[region.position], -region.start))
     return [
-        _written(scorer, layout, span, layout.edited_ids([(least.start, least.end, text)])) for text in texts
+        _written(scorer, layout, span, layout.with_text(0, text).prompt_ids(1)) if text.strip() else None
+        for text in texts
     ]
 
 

@@ -204,14 +204,16 @@ def _cause_of(case: CorpusCase, row: FoundChunk) -> Cause | None:
         return Cause.FILTERED_OUT
     by_query = case.rank(row, ProbeText.QUERY)
     by_question = case.rank(row, ProbeText.QUESTION) if case.is_rewritten else None
-    if by_question is not None and by_question[0] <= case.k and (by_query is None or by_query[0] > case.k):
+    fused = case.fused_rank(row)
+    # where our own retriever's order is known, words too decide who is among its first k
+    place = fused if case.knows_fused_order else None if by_query is None else by_query[0]
+    is_within = place is not None and place <= case.k
+    if by_question is not None and by_question[0] <= case.k and not is_within:
         return Cause.QUERY_REWRITING
     if by_query is None:
         is_asked = case.ran(ProbeText.QUERY, ProbeWay.NEAREST, is_filtered=case.is_filtered)
         return Cause.SEMANTIC_GAP if is_asked else None
-    fused = case.fused_rank(row)
-    # where our own retriever's order is known, words too decide who is among its first k
-    if (fused is not None and fused <= case.k) if case.knows_fused_order else by_query[0] <= case.k:
+    if is_within:
         if case.retrieval.is_filter_lost:
             return None  # the index or the filter: nobody can tell any more
         return Cause.INDEX_MISS if case.retrieval.is_plain or case.is_hybrid else Cause.RANKED_TOO_LOW

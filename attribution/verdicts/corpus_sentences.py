@@ -25,6 +25,8 @@ def why_not_used(case: CorpusCase, record: CorpusEvidence) -> str:
     match record.cause:
         case Cause.QUERY_REWRITING:
             worse = f"{rank} for the rewritten query" if record.rank else "not found by the rewritten query"
+            if record.rank is not None and record.rank <= case.k:  # its vectors see it, its words do not
+                worse = f"passed over by the {case.retrieval.search_type} search for the rewritten query"
             return f"the right chunk is #{record.question_rank} for the question but {worse}, and {k}"
         case Cause.RANKED_TOO_LOW if record.rank is not None and record.rank <= case.k:
             kind = case.retrieval.search_type

@@ -6,15 +6,16 @@ then the text speaks of what was asked, and says otherwise.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
 from ragblame.attribution.sentences import split_sentences
-from ragblame.attribution.verdicts.support import Finding
-from ragblame.records import Chunk, Support, SupportState
+from ragblame.attribution.verdicts.support import Finding, examine_apart
+from ragblame.records import Chunk, Span, Support, SupportState, Trace
 
 RULE: Final = "the model would write it from this text"
+MOST_WORDS: Final = 6  # of a value
 
 # For each text: the words the model writes in the span's place once it may read it; None: it was not asked.
 Reader = Callable[[Sequence[str]], Sequence[str | None]]
@@ -48,6 +49,40 @@ def evidence_in(text: str, written: str | None, said: str, finding: Finding) -> 
         stated=text[place[0] : place[1]],
     )
     return replace(finding, support=support, is_sure=True)
+
+
+def with_reading(
+    finding: Finding, trace: Trace, span: Span, seen: Sequence[Chunk], hidden: Sequence[Chunk], read: Reader
+) -> Finding:
+    """The finding on a span that no rule supports, with the chunks from which the model alone would have
+    written something else.
+
+    ``seen``: chunks that stood whole in the prompt, one of which then contradicts the span; ``hidden``: the
+    others, which then were dropped. A chunk about another subject is not read: the model might borrow from
+    it. Nor is anything for a span of more than ``MOST_WORDS``, which is no value that a chunk repeats.
+    """
+    if len(trace.answer[span.start : span.end].split()) > MOST_WORDS:
+        return finding
+    if finding.support.state is SupportState.ABSENT or not finding.is_sure:
+        against = next(_telling(trace, span, seen, read), None)
+        if against is not None:
+            return replace(finding, support=against.support, is_sure=True)
+    dropped = [found.support.position for found in _telling(trace, span, hidden, read)]
+    return replace(finding, dropped=(*finding.dropped, *(place for place in dropped if place is not None)))
+
+
+def _telling(trace: Trace, span: Span, chunks: Sequence[Chunk], read: Reader) -> Iterator[Finding]:
+    """Findings on the chunks about the span's subject from which the model writes other words."""
+    apart = [Chunk(position=place, text=chunk.text) for place, chunk in enumerate(chunks)]
+    findings = examine_apart(trace.question, trace.answer, span, apart, trace.chunks) if apart else ()
+    said = trace.answer[span.start : span.end]
+    for chunk, finding in zip(chunks, findings, strict=True):
+        if not finding.is_about:
+            continue
+        (written,) = read([chunk.text])
+        found = evidence_in(chunk.text, written, said, finding)
+        if found is not None:
+            yield replace(found, support=replace(found.support, position=chunk.position))
 
 
 def with_conflicts(finding: Finding, written: str | None, said: str, chunks: Sequence[Chunk]) -> Finding:
