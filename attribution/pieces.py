@@ -121,9 +121,10 @@ def _name_runs(part: str, known: Known, *, is_first: bool) -> Iterator[tuple[int
 
 def _is_german_name(run: Sequence[Word]) -> bool:
     """Two capitalised words in a row, or one with a second capital or a digit ("GmbH", "Q7")."""
-    capitals = [word for word in run if word.is_capital and word.folded not in _GERMAN]
-    return len(capitals) > 1 or any(
-        any(char.isupper() or char.isdigit() for char in word.surface[1:]) for word in capitals
+    is_noun = [word.is_capital and word.folded not in _GERMAN for word in run]
+    return any(both == (True, True) for both in pairwise(is_noun)) or any(
+        noun and any(char.isupper() or char.isdigit() for char in word.surface[1:])
+        for noun, word in zip(is_noun, run, strict=True)
     )
 
 

@@ -10,6 +10,8 @@ from itertools import pairwise
 
 import sentencex
 
+from ragblame.attribution.verdicts.quantities import MONTHS_ABROAD
+
 # Code points handed over at once, because unpaired quotes cost the splitter quadratic time; also the longest
 # sentence there is.
 MAX_BLOCK = 4_000
@@ -21,6 +23,8 @@ _ABBREVIATION = re.compile(
     r"|ca|No|Nos|Fig|Eq|Sec|Vol|pp|Inc|Ltd|Co|Corp|Ave|Blvd|a\.k\.a|Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sep|Sept|Oct|Nov|Dec)"
     r"|[A-Z])\.[ \t]+$"
 )
+_ORDINAL = re.compile(r"\b\d{1,2}\.[ \t]+$")  # "5. März"
+_FOREIGN_MONTH = re.compile(rf"(?:{MONTHS_ABROAD})\b", re.IGNORECASE)
 _LIST_NUMBER = re.compile(r"^\s*(?:\(?\d{1,3}[.)]|\(?[a-zA-Z][.)]|[-*•–])\s*$")
 _LINE_START = re.compile(r"[ \t]*(?:[-*•–#>|]|\(?\d{1,3}[.)]\s|[^\W\d_a-z])")
 
@@ -107,6 +111,7 @@ def _merged(text: str, bounds: list[tuple[int, int]]) -> Iterator[tuple[int, int
             or not before.strip()
             or _LIST_NUMBER.match(before)
             or _ABBREVIATION.search(before[-40:])
+            or (_ORDINAL.search(before[-8:]) and _FOREIGN_MONTH.match(text, start))
         )
         if joins and end - held[0] <= MAX_BLOCK:
             held = (held[0], end)

@@ -1,5 +1,6 @@
 """Sentences tile the text and spans are disjoint, ordered, visible pieces of it, whatever the text."""
 
+import re
 import time
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from ragblame.attribution.sentences import MAX_BLOCK, split_sentences
 from ragblame.attribution.spans import MAX_SPANS, segment, split_spans
+from ragblame.attribution.verdicts.normalise import words
 from ragblame.records import SpanKind
 
 PORT = "The port of the Kestrel gateway is 2959."
@@ -83,6 +85,73 @@ def test_checkable_pieces_are_found(answer: str, expected: list[tuple[str, str]]
     """Money, dates, times, quotations, negations and names are spans of their kind."""
     found = pieces(answer)
     assert [piece for piece in found if piece[1] != "clause"] == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Der Motor kostet € 1.299,50 und wiegt 12 kg.", [("€ 1.299,50", "number"), ("12 kg", "number")]),
+        ("Elle coûte 1 299,50 € depuis le 5 mars 2024.", [("1 299,50 €", "number"), ("5 mars 2024", "date")]),
+        ("It sold for ₹1,00,000. Others paid USD 1,200.", [("₹1,00,000", "number"), ("USD 1,200", "number")]),
+        ("Take 5–10 mg, or 5mg, about 20 % less.", [
+            ("5–10 mg", "number"), ("5mg", "number"), ("20 %", "number")]),
+        ("Am 5. März 2024 um 14.30 Uhr in Berlin.", [
+            ("5. März 2024", "date"), ("14.30 Uhr", "date"), ("Berlin", "name")]),
+        ("Opened 2024-03-05, closed 05.03.2025 at 8:00.", [
+            ("2024-03-05", "date"), ("05.03.2025", "date"), ("8:00", "date")]),
+        ("保存期間は3年です。価格は５００円、税率は３％です！", [
+            ("3年", "number"), ("５００円", "number"), ("３％", "number")]),
+        ("会议在2024年3月5日举行，地点是北京。", [("2024年3月5日", "date")]),
+        ("सर्वर १२ दिन चलता है।", [("१२", "number")]),
+        ("الخادم ٣ مايو.", [("٣", "number")]),
+        ("Сервер в Новосибирске не отвечает 15 минут.", [
+            ("Новосибирске", "name"), ("не отвечает", "negation"), ("15 минут", "number")]),
+        ("La société « Dupont » n'existe pas à Lyon.", [
+            ("« Dupont »", "quote"), ("n'existe pas à", "negation"), ("Lyon", "name")]),
+        ("Er nannte es „den langen Weg“ gestern.", [("„den langen Weg“", "quote")]),
+        ("彼は「長い道」と呼んだ。", [("「長い道」", "quote")]),
+        ("Die Wartung der Pumpe dauert 90 Minuten und ist nicht kostenlos.", [
+            ("90 Minuten", "number"), ("und ist nicht kostenlos", "negation")]),
+        ("Die alte Pumpe ist noch immer von der Siemens GmbH und wird jetzt von Angela Merkel geleitet.", [
+            ("Siemens GmbH", "name"), ("Angela Merkel", "name")]),
+        ("Ο διακομιστής βρίσκεται στην Αθήνα.", [("Αθήνα", "name")]),
+        ("Non è gratuito a Roma.", [("Non è gratuito a", "negation"), ("Roma", "name")]),
+        ("It is a non-profit in Rome, not a faux one.", [("Rome", "name"), ("not a faux one", "negation")]),
+        ("Try 5 times and rub 3 stones.", [("5", "number"), ("3", "number")]),
+    ],
+)  # fmt: skip
+def test_checkable_pieces_are_found_in_many_languages(answer: str, expected: list[tuple[str, str]]) -> None:
+    """Money, units, dates, quotes, names, denials as other countries write them; English words stay words."""
+    assert [piece for piece in pieces(answer) if piece[1] != "clause"] == expected
+
+
+scripts = st.lists(
+    st.one_of(
+        st.sampled_from(
+            ["The port", "ポート", "порт", "الخادم", "שרת", "सर्वर", "café", "👩‍👩‍👧", "é" + "\u0301"]
+        ),
+        st.sampled_from(
+            ["5 kg", "€ 1.299,50", "3年", "१२", "not", "“so”", "Oslo", ", and then", ".", "。", "\r\n"]
+        ),
+        st.text(max_size=4),
+    ),
+    max_size=14,
+).map(" ".join)
+
+
+@given(st.one_of(scripts, st.text(max_size=60)))
+@settings(max_examples=300, deadline=None)
+def test_every_telling_word_is_in_a_span(answer: str) -> None:
+    """With no question, each word that can carry a claim stands in a span; slices give the text back."""
+    answer = re.sub(
+        r"[\[\]():\d]", " ", answer
+    )  # list marks, citations and announcements are left out on purpose
+    spans = split_spans(answer)
+    covered = {at for span in spans for at in range(span.start, span.end)}
+    gaps = "".join(char if at not in covered else "\x00" for at, char in enumerate(answer))
+    lost = [word for word in words(gaps) if word.is_content]
+    assert not lost, lost
+    assert "".join(answer[s.start : s.end] for s in spans) == "".join(answer[at] for at in sorted(covered))
 
 
 def test_list_marks_citations_and_announcements_are_no_claims() -> None:

@@ -128,7 +128,7 @@ _CJK_UNITS = {
 }  # fmt: skip
 _CJK_UNIT = "|".join(sorted(_CJK_UNITS, key=len, reverse=True))
 _ALL_ABROAD = "|".join(sorted(_MONTH_ABROAD, key=len, reverse=True))
-_ONLY_ABROAD = "|".join(sorted({*_MONTH_ABROAD} - _ENGLISH_TOO, key=len, reverse=True))
+MONTHS_ABROAD = "|".join(sorted({*_MONTH_ABROAD} - _ENGLISH_TOO, key=len, reverse=True))
 _OWN_SCRIPT = "|".join(name for name in _MONTH_ABROAD if name[0] > "\u0370")
 _CODE = "|".join(_CODES).upper()  # "try" and "rub" are English words
 _SPELLED = "|".join(sorted((*_SMALL, *_SCALES), key=len, reverse=True))
@@ -141,7 +141,7 @@ _PATTERN = re.compile(
     | (?P<cjk>(?<![\w.,])(?:\d+(?:[.,]\d+)*)\s?(?:{_CJK_UNIT})|(?<=[{_CJK}])\d+(?:[.,]\d+)*\s?(?:{_CJK_UNIT}))
     | (?P<iso>\b\d{{4}}-\d{{2}}(?:-\d{{2}})?\b(?![-.]\d))
     | (?P<day_month>\b\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}(?:\s?,?\s+\d{{4}})?\b)
-    | (?P<abroad>\b\d{{1,2}}(?:\.\s?|\s+de\s+)(?:{_ONLY_ABROAD})(?:\s+(?:del?\s+)?\d{{4}})?\b
+    | (?P<abroad>\b\d{{1,2}}(?:\.\s?|\s+de\s+)(?:{MONTHS_ABROAD})(?:\s+(?:del?\s+)?\d{{4}})?\b
         |\b\d{{1,2}}(?:\.\s?|\s+(?:de\s+)?)(?:{_ALL_ABROAD})\s+(?:del?\s+)?\d{{4}}\b
         |\b\d{{1,2}}\s+(?:{_OWN_SCRIPT})\b)
     | (?P<month_day>\b{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:\s?,?\s+\d{{4}})?\b(?![:.]\d))
