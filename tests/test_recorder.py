@@ -490,6 +490,30 @@ def test_a_stuck_writer_bounds_memory_and_is_rescued(data_dir: Path) -> None:
     assert len(open_runs) == 0
 
 
+def test_what_is_rescued_at_exit_takes_no_more_events(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace spooled because the thread hangs is whole: its runs are closed, later events change nothing."""
+    entered, gate = threading.Event(), threading.Event()
+
+    def hang(self: Writer, traces: Any) -> Any:
+        entered.set()
+        gate.wait(20)
+        return ()
+
+    monkeypatch.setattr(Writer, "write", hang)
+    with installed(settings_for("postgresql://ragblame@127.0.0.1:1/x", data_dir)) as recorder:
+        ragblame.attach()
+        make_chain().invoke("first")
+        assert entered.wait(10)
+        make_chain().invoke("second")
+        assert len(open_runs) == 1
+        recorder.close(0.1)
+        assert len(open_runs) == 0
+        assert inspect_spool(data_dir / "spool").waiting == 2
+        gate.set()
+
+
 def test_the_embedded_server_takes_what_has_no_other_home(data_dir: Path) -> None:
     """With nothing configured, the writer starts and migrates the embedded server; no chain waits."""
     with installed(settings_for(None, data_dir)) as recorder:
