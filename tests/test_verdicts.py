@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragblame.attribution.verdicts.causes import FIX, HARM, judge
+from ragblame.attribution.verdicts.causes import FIX, judge
+from ragblame.attribution.verdicts.severity import HARM, MEASURED
 from ragblame.attribution.verdicts.support import Finding
 from ragblame.attribution.verdicts.table import Influence, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT, Thresholds
@@ -192,7 +193,7 @@ def test_severity_orders_by_harm() -> None:
     wrong = Finding(support=support_of(CONTRADICTED, stated="4000"))
     invented = Finding(support=support_of(ABSENT, None))
     doubtful = Finding(support=support_of(ENTAILED), conflicts=((1, "4000"),))
-    assert severity(wrong, SpanKind.NUMBER) == 1.0
+    assert severity(wrong, SpanKind.NUMBER) == MEASURED
     assert severity(invented, SpanKind.NUMBER, 0.1) > severity(invented, SpanKind.CLAUSE, 0.1)
     assert severity(wrong, SpanKind.CLAUSE) > severity(invented, SpanKind.CLAUSE)
     assert severity(invented, SpanKind.CLAUSE) > severity(doubtful, SpanKind.NUMBER) > 0

@@ -8,22 +8,14 @@ What only the corpus can tell is decided in corpus_causes.py.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ragblame.attribution.verdicts.severity import weigh
 from ragblame.attribution.verdicts.support import Finding
 from ragblame.attribution.verdicts.table import Decision, Influence
 from ragblame.attribution.verdicts.thresholds import Thresholds
-from ragblame.records import Basis, Cause, Span, SpanKind, SupportState, Trace, Verdict, VerdictKind
+from ragblame.records import Basis, Cause, Span, SupportState, Trace, Verdict, VerdictKind
 
 QUOTED = 90  # code points of a quotation in a sentence for the screen
 
-# How bad a wrong span of each kind is for whoever acts on the answer, [0, 1].
-HARM = {
-    SpanKind.NUMBER: 0.9,
-    SpanKind.DATE: 0.9,
-    SpanKind.NEGATION: 0.9,
-    SpanKind.NAME: 0.8,
-    SpanKind.QUOTE: 0.75,
-    SpanKind.CLAUSE: 0.6,
-}
 FIX = {
     Cause.CAPTURE_INCOMPLETE: "Complete the capture: attach the retriever, raise RAGBLAME_CAPTURE_MAX_FIELD.",
     Cause.STALE_SOURCE: "Correct or remove the outdated document, and ingest the corpus again.",
@@ -100,7 +92,7 @@ def judge(
         reliance_measurable=decision.is_measurable,
         thresholds_version=thresholds.version,
     )
-    return replace(verdict, severity=_severity(case, cause)) if verdict.is_flagged else verdict
+    return replace(verdict, severity=weigh(span.kind, verdict, finding.support).severity)
 
 
 def _causes(case: _Case) -> Iterator[Cause]:
@@ -159,20 +151,6 @@ def _is_pulled(case: _Case) -> bool:
         return False
     shares = case.influence.shares
     return any(shares[position] > case.tau for position in case.finding.borrowed_from)
-
-
-def _severity(case: _Case, cause: Cause | None) -> float:
-    """Harm of the kind of span, less where the answer is right all the same or only text was checked."""
-    harm = HARM[case.span.kind]
-    if case.state is SupportState.CONTRADICTED:
-        harm = 1.0 if harm >= HARM[SpanKind.NAME] else harm + 0.2
-    elif cause is Cause.BORROWED:
-        harm = min(1.0, harm + 0.05)
-    if case.state is SupportState.ENTAILED:
-        harm *= 0.4
-    if case.decision.basis is Basis.SUPPORT_ONLY:
-        harm *= 0.85
-    return round(harm, 3)
 
 
 def _evidence(case: _Case, cause: Cause | None) -> tuple[int, ...]:

@@ -9,10 +9,21 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from ragblame.attribution.verdicts.causes import HARM
 from ragblame.records import Basis, Cause, SpanKind, Support, SupportState, Verdict
 
-BY_TEXT: Final = 0.85  # of the probability, where only the text was checked
+# How bad a wrong span of each kind is for whoever acts on the answer, [0, 1].
+HARM: Final = {
+    SpanKind.NUMBER: 0.9,
+    SpanKind.DATE: 0.9,
+    SpanKind.NEGATION: 0.9,
+    SpanKind.NAME: 0.8,
+    SpanKind.QUOTE: 0.75,
+    SpanKind.CLAUSE: 0.6,
+}
+MEASURED: Final = (
+    0.92  # of what is flagged where a scorer measured it, in the known-cause world (evaluation.md)
+)
+BY_TEXT: Final = 0.85  # where only the text was checked and nothing is calibrated
 DOUBTED: Final = 0.4  # probability that a supported answer is wrong, where its source is doubtful
 STALE: Final = 0.7  # harm of a supported value that a newer row of the corpus contradicts
 MOST_TRAFFIC: Final = 4.0  # factor on the odds, from MOST_SEEN traces on
@@ -63,13 +74,13 @@ def weigh(kind: SpanKind, verdict: Verdict, support: Support, seen: int = 1) -> 
     if verdict.cause is Cause.STALE_SOURCE:
         probability, harm = 1.0, STALE
     elif support.state is SupportState.ENTAILED:
-        probability = DOUBTED * (BY_TEXT if verdict.basis is Basis.SUPPORT_ONLY else 1.0)
+        probability = DOUBTED * (BY_TEXT if verdict.basis is Basis.SUPPORT_ONLY else MEASURED)
     elif verdict.basis is not Basis.SUPPORT_ONLY:
-        probability = 1.0  # the scorer's numbers decided; what is calibrated is about text alone
+        probability = MEASURED  # its numbers decided; what is calibrated is about text alone
     elif verdict.confidence is not None:
         probability, is_calibrated = verdict.confidence, True
     else:
         probability = BY_TEXT
     return Factors(
-        probability=probability, is_calibrated=is_calibrated, harm=round(harm, 3), seen=max(1, seen)
+        probability=round(probability, 3), is_calibrated=is_calibrated, harm=round(harm, 3), seen=max(1, seen)
     )
