@@ -17,6 +17,7 @@ from ragblame.records import (
     CorpusLook,
     CorpusSearch,
     Explanation,
+    Json,
     Method,
     PromptLine,
     Span,
@@ -506,6 +507,13 @@ def test_evidence_of_the_corpus_is_drawn_as_text() -> None:
     )
     section = corpus_section(shown, span.index)
     assert section is not None
+    assert "The retriever's search: k = 4, no filter." in text_of(section)
+    told: dict[str, Json] = {"retrieval": {"k": 4, "filter": {"tenant": hostile}, "search_type": "mmr"}}
+    noted = replace(shown.explanation, trace=replace(explanation.trace, metadata={"ragblame": told}))
+    with_filter = corpus_section(page_of(noted), span.index)
+    assert with_filter is not None
+    assert 'k = 4, filter {"tenant": "<script>' in text_of(with_filter)
+    assert text_of(with_filter).count(", mmr.") == 1
     first, second = (text_of(card) for card in with_class(section, "card"))
     assert cut(hostile, 400) in first
     assert "about rank 14 for the query (approximate) · k = 4 · found by query, nearest vectors" in first

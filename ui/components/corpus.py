@@ -3,6 +3,9 @@
 It exists because "retrieval missed it" convinces nobody: the row, its rank and the searches do.
 """
 
+import json
+
+from ragblame.corpus import retrieval_of
 from ragblame.records import CorpusEvidence, CorpusLook, CorpusSearch, SupportState
 from ragblame.ui.components.nodes import Node, el
 from ragblame.ui.components.wording import NOT_USED, clock, cut, exactness, plural, rank_of
@@ -27,10 +30,25 @@ def corpus_section(page: TracePage, span: int) -> Node | None:
         "corpus",
         el("h4", "label spaced", "In the corpus"),
         *rows,
+        el("p", "meta quiet untrusted", _asked(page, look)),
         _searches(look),
         *[el("p", "quiet untrusted", note) for note in look.notes],
         attributes={"aria-label": "in the corpus"},
     )
+
+
+def _asked(page: TracePage, look: CorpusLook) -> str:
+    """How the retriever searched, as far as it was captured."""
+    known = retrieval_of(page.trace)
+    k = f"k = {look.k}" if look.is_k_known else f"k not captured, {look.k} rows came back"
+    if known.is_filter_lost:
+        filter = "a filter that could not be captured"
+    elif known.filter is None:
+        filter = "no filter" if look.is_k_known else "filter not captured"
+    else:
+        filter = f"filter {cut(json.dumps(dict(known.filter), ensure_ascii=False), 300)}"
+    kind = f", {cut(known.search_type, 40)}" if known.search_type else ""
+    return f"The retriever's search: {k}, {filter}{kind}."
 
 
 def _row(evidence: CorpusEvidence, look: CorpusLook) -> Node:
