@@ -257,23 +257,18 @@ class _Run:
         )
         findings, support_notes = self._read_support(spans, findings, alignments if has_prompt else None)
         measured = self._measure(alignments, spans, findings)
+        findings = self._read_chunks(spans, findings, alignments if has_prompt else None, measured)
         self._look("verdict", 0.0)
         read = findings
         findings = tuple(
-            with_conflicts(
-                settle(
-                    by_probability(finding, measured.influences.get(span.index), self.thresholds),
-                    measured.influences.get(span.index),
-                    self.thresholds,
-                ),
-                measured.rewritten.get(span.index),
-                trace.answer[span.start : span.end],
-                trace.chunks,
+            settle(
+                by_probability(finding, measured.influences.get(span.index), self.thresholds),
+                measured.influences.get(span.index),
+                self.thresholds,
             )
             for span, finding in zip(spans, findings, strict=True)
         )
         if has_prompt:
-            findings = self._read_chunks(spans, findings, alignments, measured)
             findings = with_prompt_lines(trace, spans, findings, alignments)
         verdicts: list[Verdict] = []
         decisions: list[Decision] = []
@@ -387,18 +382,26 @@ class _Run:
         self,
         spans: Sequence[Span],
         findings: Sequence[Finding],
-        alignments: Sequence[Alignment],
+        alignments: Sequence[Alignment] | None,
         measured: _Measured,
     ) -> tuple[Finding, ...]:
-        """Where no rule tells what a chunk says of an unsupported span, the model reads it."""
+        """Where no rule tells what a chunk says, the model has read it: conflicts, contradictions, and what
+        was dropped. ``alignments`` None: the prompt is not known, and all chunks count as seen."""
         whole = (AlignmentState.EXACT, AlignmentState.NORMALISED)
-        places = {alignment.position for alignment in alignments if alignment.state in whole}
-        seen = [chunk for chunk in self.trace.chunks if chunk.position in places][:MAX_READ]
-        hidden = [chunk for chunk in self.trace.chunks if chunk.position not in places][:MAX_READ]
-        settled, asked = list(findings), 0
-        for at, (span, finding) in enumerate(zip(spans, findings, strict=True)):
+        lost = {alignment.position for alignment in alignments or () if alignment.state not in whole}
+        seen = [chunk for chunk in self.trace.chunks if chunk.position not in lost][:MAX_READ]
+        hidden = [chunk for chunk in self.trace.chunks if chunk.position in lost][:MAX_READ]
+        said = [self.trace.answer[span.start : span.end] for span in spans]
+        settled = [
+            with_conflicts(finding, measured.rewritten.get(span.index), words_of, self.trace.chunks)
+            for span, finding, words_of in zip(spans, findings, said, strict=True)
+        ]
+        asked = 0
+        for at, (span, finding) in enumerate(zip(spans, settled, strict=True)):
             read = self._reader(span, measured)
-            is_open = finding.support.state in (SupportState.ABSENT, SupportState.CONTRADICTED)
+            is_open = finding.support.state in (SupportState.ABSENT, SupportState.CONTRADICTED) or (
+                finding.support.state is SupportState.UNCLEAR and bool(finding.borrowed_from)
+            )
             if read is None or finding.dropped or not is_open:
                 continue
             if (asked := asked + 1) > MAX_READ_SPANS:

@@ -63,10 +63,12 @@ def with_reading(
     """
     if len(trace.answer[span.start : span.end].split()) > MOST_WORDS:
         return finding
-    if finding.support.state is SupportState.ABSENT or not finding.is_sure:
+    was = finding.support
+    if was.state is not SupportState.CONTRADICTED or not finding.is_sure:
         against = next(_telling(trace, span, seen, read), None)
         if against is not None:
-            return replace(finding, support=against.support, is_sure=True)
+            support = replace(against.support, model=was.model, probability=was.probability)
+            return replace(finding, support=support, is_sure=True)
     dropped = [found.support.position for found in _telling(trace, span, hidden, read)]
     return replace(finding, dropped=(*finding.dropped, *(place for place in dropped if place is not None)))
 
