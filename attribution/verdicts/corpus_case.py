@@ -96,9 +96,7 @@ class CorpusCase:
             notes.append("Neither k nor a filter was captured: a filter may be why a row was not retrieved.")
         runs = {chunk.retriever_run for chunk in self.trace.chunks}
         if len(runs) > 1:
-            notes.append(
-                f"The answer had {len(runs)} searches: ranks and k are those of the first."
-            )
+            notes.append(f"The answer had {len(runs)} searches: ranks and k are those of the first.")
         return CorpusLook(
             span=self.span.index,
             table=self.report.source,

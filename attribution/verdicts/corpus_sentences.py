@@ -22,14 +22,14 @@ def why_not_used(case: CorpusCase, record: CorpusEvidence) -> str:
     """Where the row stands and why it was not used, with its rank and k."""
     rank = _about(record.rank, record.is_exact)
     k = f"k = {case.k}" if case.request.k is not None else f"{case.k} were retrieved"
+    kind = case.retrieval.search_type or "hybrid"  # where it is not known, only the documents tell
     match record.cause:
         case Cause.QUERY_REWRITING:
             worse = f"{rank} for the rewritten query" if record.rank else "not found by the rewritten query"
             if record.rank is not None and record.rank <= case.k:  # its vectors see it, its words do not
-                worse = f"passed over by the {case.retrieval.search_type} search for the rewritten query"
+                worse = f"passed over by the {kind} search for the rewritten query"
             return f"the right chunk is #{record.question_rank} for the question but {worse}, and {k}"
         case Cause.RANKED_TOO_LOW if record.rank is not None and record.rank <= case.k:
-            kind = case.retrieval.search_type
             return f"the right chunk is {rank} for the query, and {k}, but the {kind} search passed over it"
         case Cause.RANKED_TOO_LOW:
             row = case.report.chunk(record.row_id)
