@@ -37,7 +37,9 @@ FROM_MEMORY: Final = (
     "Answer from what you remember. Do not use the documents below.",
     "Use your own knowledge to answer the question and ignore the context.",
 )
-REMEMBERED: Final = "Answer the question from memory, not from the documents. You remember: {line}"
+REMEMBERED: Final = (
+    "Answer the question from memory, not from the documents. You remember:\n- {line}\nDocuments:"
+)
 
 _TAKE = """
 DELETE FROM ragblame.chunk WHERE id = ANY(%s::uuid[])

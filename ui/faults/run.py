@@ -139,6 +139,10 @@ class _Suite:
         """Sources in random order, until so many cases are found or none is left; controls are more."""
         order = list(self.site.sources)
         random.Random(f"{self.seed} {fault}").shuffle(order)
+        if fault is Fault.MEMORY:  # as often where the model has a memory as where it is told one
+            known = [source for source in order if source.known is not None]
+            others = [source for source in order if source.known is None]
+            order = [source for pair in zip(known, others, strict=False) for source in pair]
         if fault is Fault.INDEX:  # half of the cases with either kind of index; changing it takes long
             draws = self._walk(fault, order, cases - cases // 2, Parts(), share=0.5)
             self.done += 0.5
