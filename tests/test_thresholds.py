@@ -1,9 +1,11 @@
 """`ragblame thresholds` and `explain --why` from labels to activation, and the same facts on the page."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from ragblame.errors import InputError, ModelError
 from ragblame.records import Cause, Explanation, VerdictKind
 from ragblame.settings import load_settings
 from ragblame.traces import new_trace_id
-from ragblame.ui import cli, reads, reads_radius
+from ragblame.ui import cli, reads, reads_radius, thresholds_reader
 from ragblame.ui.components.nodes import text_of
 from ragblame.ui.components.radius import blast_radius
 from ragblame.ui.components.rows import flagged_list
@@ -229,6 +231,37 @@ def test_what_cannot_be_fitted_is_one_line(on_database: str, capsys: pytest.Capt
     assert "give answers or spans" in refused(capsys, "thresholds", "fit", "--reviews", "--level", "words")
     assert "choose one of default-1" in refused(capsys, "thresholds", "activate", "nobody")
     assert said(capsys, "thresholds", "list")["versions"][0]["is_active"]
+
+
+def test_labels_that_the_model_was_trained_on_promise_nothing(
+    on_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On sources it knows by heart the shipped model misses less than it will: they are refused by digest,
+    unless a part of the split is named; a part that is not there is told."""
+    chunks = [{"chunk_id": "p1", "text": "x"}]
+    row = {"id": "a", "source_id": "s", "question": "?", "chunks": chunks, "answer": "x.", "labels": []}
+    file = tmp_path / "labelled.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(thresholds_reader, "trained_on", lambda: frozenset({digest}))
+    monkeypatch.setenv("RAGBLAME_SUPPORT_MODEL", "shipped")
+    load_settings.cache_clear()
+    arguments = ("thresholds", "fit", "--labels", str(file))
+    assert "was trained on a part of" in refused(capsys, *arguments)
+    assert "choose one of training" in refused(capsys, *arguments, "--part", "moon")
+    parts = {part: thresholds_reader_rows(file, part) for part in ("training", "tuning", "held-out")}
+    assert sorted(parts.values()) == [0, 0, 1]
+    monkeypatch.setenv("RAGBLAME_SUPPORT_MODEL", "none")
+    load_settings.cache_clear()
+    assert thresholds_reader_rows(file, None) == 1
+
+
+def thresholds_reader_rows(file: Path, part: str | None) -> int:
+    """How many answers of a file stand in a part of the split."""
+    try:
+        return len(thresholds_reader.read_labels([file], part=part, limit=None, seed=0)[0])
+    except InputError:
+        return 0
 
 
 # --- the faces ----------------------------------------------------------------------------------------------

@@ -67,6 +67,11 @@ def fit(
     ] = False,
     alpha: Annotated[float, typer.Option(help="Share of what is unsupported that may be missed.")] = 0.1,
     level: Annotated[str, typer.Option(help=LEVEL_HELP)] = "answers",
+    part: Annotated[
+        str | None,
+        typer.Option(help="With --labels: only sources of this part of the support model's split."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="About so many answers of each file.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the new version; none: made from the day.")] = None,
     note: Annotated[str, typer.Option(help="Kept with it.")] = "",
     seed: Annotated[int, typer.Option(help="How sources are halved.")] = 0,
@@ -74,7 +79,7 @@ def fit(
 ) -> None:
     """Fit a new version to labels and store it. It decides nothing until it is activated."""
     from ragblame.attribution.evaluation.threshold_fit import fit as fit_thresholds
-    from ragblame.attribution.jobs.thresholds import read_active, store_thresholds
+    from ragblame.attribution.jobs.thresholds import find_thresholds, read_active, store_thresholds
     from ragblame.attribution.verdicts.thresholds import LEVELS
     from ragblame.ui.terminal import data, say, write_json
     from ragblame.ui.thresholds_tables import fit_table, fit_to_json
@@ -83,6 +88,14 @@ def fit(
         raise InputError(f"--level {level} is unknown: give {' or '.join(LEVELS)}")
     if reviews == bool(labels):
         raise InputError("give either --labels FILE or --reviews: one source of labels at a time")
+    if not 0 < alpha < 1:
+        raise InputError(f"--alpha {alpha:g} is no share: give one between 0 and 1, such as 0.1")
+    version = name or f"{datetime.now(UTC):%Y-%m-%d}-{level}-{alpha:g}"
+    with _connect() as conn:  # told now, not after minutes of reading
+        if find_thresholds(conn, version) is not None:
+            raise InputError(
+                f"thresholds {version!r} are stored already and never change: give another --name"
+            )
     if reviews:
         from ragblame.ui.reads_thresholds import read_reviewed
 
@@ -90,8 +103,7 @@ def fit(
             reviewed = read_reviewed(conn)
         judged, model, source = reviewed.judged, reviewed.model, reviewed.source
     else:
-        judged, model, source = _read_files(labels or [])
-    version = name or f"{datetime.now(UTC):%Y-%m-%d}-{level}-{alpha:g}"
+        judged, model, source = _read_files(labels or [], part, limit, seed)
     with _connect(read_only=False) as conn:
         fitted = fit_thresholds(
             judged,
@@ -152,26 +164,19 @@ def _connect(*, read_only: bool = True) -> Any:
     return database.connect(url, read_only=read_only)
 
 
-def _read_files(files: list[Path]) -> tuple["list[Judged]", str, str]:
+def _read_files(
+    files: list[Path], part: str | None, limit: int | None, seed: int
+) -> tuple["list[Judged]", str, str]:
     """The labelled answers as the support model reads them, the model's name, and where they came from."""
-    from ragblame.attribution.debugger import Debugger
-    from ragblame.attribution.evaluation.labelled import read_labelled
     from ragblame.attribution.evaluation.threshold_fit import read_all
-    from ragblame.attribution.support_model.choice import load_support_reader
-    from ragblame.settings import load_settings
-    from ragblame.ui.terminal import plain, progress_bar, say
-    from ragblame.ui.thresholds_reader import SpanReader
+    from ragblame.ui.terminal import progress_bar, say
+    from ragblame.ui.thresholds_reader import configured_reader, read_labels
 
-    problems: list[str] = []
-    rows = [
-        row
-        for path in files
-        for row in read_labelled(path, lambda line, what: problems.append(f"line {line}: {what}"))
-    ]
-    if problems:
-        say(f"{len(problems)} lines were left out, first {plain(problems[0], 200)}", style="yellow")
-    model = load_support_reader(load_settings().support_model)
-    reader = SpanReader(Debugger.text_only(support_reader=model))
+    rows, told = read_labels(files, part=part, limit=limit, seed=seed)
+    for line in told:
+        say(line, style="yellow")
+    reader = configured_reader()
     with progress_bar("reading answers") as bar:
-        judged = read_all(rows, reader, lambda part: bar.at(round(part * len(rows)), len(rows)))
-    return judged, reader.model, ", ".join(path.name.split(".")[0] for path in files)
+        judged = read_all(rows, reader, lambda done: bar.at(round(done * len(rows)), len(rows)))
+    source = ", ".join(path.name.split(".")[0] for path in files)
+    return judged, reader.model, source if part is None else f"{source} ({part} sources)"

@@ -1,11 +1,17 @@
-"""The support model as the debugger uses it, for fitting thresholds: how doubtful each span is."""
+"""Labelled answers as the support model reads them, for fitting thresholds: how doubtful each span is."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from ragblame.attribution.debugger import Debugger
 from ragblame.attribution.evaluation.detection import ScoredSpan
-from ragblame.attribution.evaluation.labelled import LabelledAnswer
-from ragblame.errors import ModelError
+from ragblame.attribution.evaluation.labelled import LabelledAnswer, read_labelled, sample_sources
+from ragblame.attribution.support_model.choice import SHIPPED, load_support_reader
+from ragblame.attribution.support_model.examples import Part, part_of
+from ragblame.errors import InputError, ModelError
+from ragblame.settings import load_settings
 
 
 class SpanReader:
@@ -35,3 +41,59 @@ class SpanReader:
                 )
             )
         return found
+
+
+def configured_reader() -> SpanReader:
+    """Reads with the support model of the settings. Raises ``ModelError``, ``MissingExtraError``."""
+    model = load_support_reader(load_settings().support_model)
+    return SpanReader(Debugger.text_only(support_reader=model))
+
+
+def read_labels(
+    files: Sequence[Path], *, part: str | None, limit: int | None, seed: int
+) -> tuple[list[LabelledAnswer], list[str]]:
+    """The answers of all files, and what a person must know of them.
+
+    ``part``: only sources of this part of the support model's split. ``limit``: about so many answers of each
+    file, by whole sources. Raises ``InputError`` for a file that the shipped model was trained on without
+    ``part``: on sources it knows by heart it misses less than it will, so the promise would not hold.
+    """
+    if part is not None and part not in set(Part):
+        raise InputError(f"there is no part {part!r}: choose one of {', '.join(Part)}")
+    if part is None and load_settings().support_model == SHIPPED:
+        for path in files:
+            if _digest(path) in trained_on():
+                raise InputError(
+                    f"the shipped support model was trained on a part of {path}: give --part tuning, whose "
+                    "sources it has not seen"
+                )
+    rows: list[LabelledAnswer] = []
+    problems: list[str] = []
+    for path in files:
+        found = read_labelled(path, lambda line, what: problems.append(f"line {line}: {what}"))
+        mine = [row for row in found if part is None or part_of(row) == part]
+        rows += sample_sources(mine, limit, seed=seed) if mine else []
+    if not rows:
+        raise InputError(f"these files have no source of the part {part}: give others, or another part")
+    told = [f"{len(problems)} lines were left out, first {problems[0][:200]}"] if problems else []
+    return rows, told
+
+
+def trained_on() -> frozenset[str]:
+    """SHA-256 of the files that the shipped support model was trained on; empty where it is not installed."""
+    from ragblame.attribution.support_model.weights import CARD
+    from ragblame.attribution.support_model.weights import SHIPPED as FOLDER
+
+    try:
+        card = json.loads((FOLDER / CARD).read_text("utf-8"))
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(card.get("files", {}).values())
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"{path} cannot be read ({reason}): give a .jsonl or .jsonl.gz file") from error
