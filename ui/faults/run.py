@@ -144,11 +144,11 @@ class _Suite:
             others = [source for source in order if source.known is None]
             order = [source for pair in zip(known, others, strict=False) for source in pair]
         if fault is Fault.INDEX:  # half of the cases with either kind of index; changing it takes long
-            draws = self._walk(fault, order, cases - cases // 2, Parts(), share=0.5)
+            draws = self._walk(fault, order, cases // 2, Parts(), share=0.5)
             self.done += 0.5
             with inverted_file(self.site):
                 rest = order[len(draws) :]
-                draws += self._walk(fault, rest, cases // 2, Parts(probes=LISTS), share=0.5)
+                draws += self._walk(fault, rest, cases - cases // 2, Parts(probes=LISTS), share=0.5)
             self.done += 0.5
         else:
             draws = self._walk(fault, order, cases if fault is not None else CONTROLS * cases, None)
