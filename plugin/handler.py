@@ -301,7 +301,9 @@ class BlameHandler(BaseCallbackHandler):
     def on_interrupt(self, event: Any, **kwargs: Any) -> None:
         """A graph paused; at ``interrupt_before`` and ``interrupt_after`` no step says so."""
         run_id = getattr(event, "run_id", None)
-        tree = open_runs.find(run_id) if isinstance(run_id, UUID) else None
+        if not isinstance(run_id, UUID):
+            return
+        tree = open_runs.find(run_id)
         if tree is not None and tree.ended is None and run_id.int == tree.root:
             tree.is_paused = True
 

@@ -20,7 +20,7 @@ from tests.tiny_traces import ANSWER, span_at, tiny_trace
 def shown_as(answer: str, generated: str, blocks: Any = None) -> Trace:
     """A trace of this answer, with the map that capture makes of it or the one given."""
     found = map_answer(answer, generated) if blocks is None else blocks
-    notes = {"answer_map": [list(block) for block in found]} if blocks is None else {"answer_map": blocks}
+    notes: Any = {"answer_map": [list(block) for block in found] if blocks is None else blocks}
     return replace(tiny_trace(answer=answer), generated=generated, metadata={"ragblame": notes})
 
 

@@ -145,5 +145,20 @@ def content_stems(text: str) -> frozenset[str]:
 
 
 def is_negated(items: Iterable[Word]) -> bool:
-    """Whether an odd number of negations stands among the words."""
-    return sum(word.is_negation for word in items) % 2 == 1
+    """Whether an odd number of negations stands among the words; "No. of" and "No. 5" are none."""
+    found = list(items)
+    after = [*found[1:], None]
+    return (
+        sum(
+            word.is_negation
+            and not (word.folded == "no" and follower is not None and _is_counted(follower, word))
+            for word, follower in zip(found, after, strict=True)
+        )
+        % 2
+        == 1
+    )
+
+
+def _is_counted(follower: Word, word: Word) -> bool:
+    """Whether a point stands between "No" and what it counts."""
+    return follower.start - word.end == 2 and (follower.folded == "of" or follower.surface[0].isdigit())

@@ -420,8 +420,10 @@ def may_be_same_value(answer: Quantity, source: Quantity) -> str | None:
             return "units of 1000 or of 1024"
     if answer.low == answer.high and source.low <= answer.low <= source.high and source.low < source.high:
         return "a range holds it"
-    if _close(_regrouped(answer), source.low, 1e-6) or _close(answer.low, _regrouped(source), 1e-6):
-        return "the number may be written in another notation"
+    for mine, theirs in ((answer, source), (source, answer)):
+        other = _regrouped(mine)
+        if other is not None and mine.low == mine.high and _close(other, theirs.low, 1e-6):
+            return "the number may be written in another notation"
     return None
 
 
@@ -432,11 +434,11 @@ def _swapped(quantity: Quantity) -> tuple[int, int, int] | None:
     return (year, day, month) if is_open and 0 < day <= 12 else None
 
 
-def _regrouped(quantity: Quantity) -> float:
-    """The value with a lone separator read the other way: 1.299 as 1299, 1,299 as 1.299; else the value."""
+def _regrouped(quantity: Quantity) -> float | None:
+    """The value with a lone separator read the other way: 1.299 as 1299, 1,299 as 1.299; None without one."""
     found = re.search(r"(?<![\d.,])[1-9]\d{0,2}([.,])\d{3}(?![\d.,])", quantity.text)
     if found is None or not quantity.bare:
-        return quantity.low
+        return None
     factor = 1e3 if found[1] == "." else 1e-3
     return quantity.low * factor
 

@@ -286,9 +286,8 @@ class _Checker:
         """No sentence holds the value; names may be spelled otherwise, so a part of one leaves a doubt."""
         if claim.quantities:
             if (doubt := self._doubt(claim)) is not None:
-                sentence, reason = doubt
-                rule = f"{noun} cannot be compared: {reason}"
-                return Finding(support=_support(claim, SupportState.UNCLEAR, rule, sentence))
+                rule = f"{noun} cannot be compared: {doubt[1]}"
+                return Finding(support=_support(claim, SupportState.UNCLEAR, rule, doubt[0]))
             if all(any(is_same_value(own, q) for q in self.asked) for own in claim.quantities):
                 return _bare(claim, SupportState.UNCLEAR, f"{noun} of the question, in no chunk")
         if not claim.quantities:
@@ -344,7 +343,8 @@ class _Checker:
         about = sentence.subject
         named = sentence.entities if about is None else (*sentence.entities, about)
         # a word that the value itself brings along ("the Osprey gateway") does not name the subject
-        is_named = not subject.stems & claim.stems or any(subject.stems <= each.stems for each in named)
+        brings_head = subject.head in claim.stems and not subject.stems <= claim.stems
+        is_named = not brings_head or any(subject.stems <= each.stems for each in named)
         if subject.stems <= sentence.reach and is_named:
             return Match.SAME
         names = frozenset(subject.names)
@@ -479,8 +479,11 @@ def _differs(claim: Claim, wanted: frozenset[str], sentence: Sentence) -> bool:
         return False
     low, high = at[0], at[-1] + 1
     first, last = copied_run(claim, sentence)
-    if last - first >= QUOTED_WORDS:  # negations inside are the answer's, too; those further on are no matter
-        return is_negated(sentence.items[max(0, first - 2) : first]) and not claim.is_near_negation
+    if (
+        last - first >= QUOTED_WORDS
+    ):  # negations inside are the answer's, too; those further off are no matter
+        is_denied = first > 0 and sentence.items[first - 1].is_negation
+        return is_denied and not claim.is_near_negation and len(claim.before) < NEIGHBOURS
     if is_negated(claim.items):
         wide = sentence.items[max(0, low - NEIGHBOURS) : high + NEIGHBOURS]
         return not any(word.is_negation for word in wide)
