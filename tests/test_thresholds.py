@@ -92,7 +92,9 @@ def judged(sources: int, *, seed: int = 1, rate: float = 0.4) -> list[Judged]:
     return found
 
 
-def fitted(rows: Sequence[Judged], alpha: float = 0.1, level: str = "answers", seed: int = 0) -> Any:
+def fitted(
+    rows: Sequence[Judged], alpha: float = 0.1, level: str = "answers", seed: int = 0, splits: int = 0
+) -> Any:
     """A fit with what does not matter filled in."""
     return fit(
         rows,
@@ -103,6 +105,7 @@ def fitted(rows: Sequence[Judged], alpha: float = 0.1, level: str = "answers", s
         level=level,
         labels="made answers",
         seed=seed,
+        splits=splits,
     )
 
 
@@ -128,6 +131,9 @@ def test_a_fit_keeps_its_promise_on_other_sources(level: str) -> None:
         assert values.promise.sources == found.controlled.units
     assert np.mean(missed) <= 0.1 + 2 * np.std(missed) / np.sqrt(len(missed))
     assert np.mean(missed) > 0.03
+    tried = fitted(judged(160), level=level, splits=10).fresh
+    assert tried.low <= tried.missed <= min(tried.high, 0.12)
+    assert tried.within >= 0.9
 
 
 def test_a_fit_uses_each_half_once() -> None:
@@ -146,6 +152,7 @@ def test_a_fit_uses_each_half_once() -> None:
     ):
         fitted(flipped)
     assert found.method == "Platt"
+    assert fitted(judged(24), splits=5).fresh is None  # eight sources, a third, cannot promise 0.1
     assert fitted(judged(400)).method == "isotonic"
 
 

@@ -82,6 +82,11 @@ def fit_table(fitted: "Fitted") -> Group:
         f"{fitted.method} curve from {fitted.fitted_on:,} spans of {values.fitted_to}; expected calibration "
         f"error {fitted.ece:.3f}, raw {fitted.raw_ece:.3f}",
     ]
+    if (fresh := fitted.fresh) is not None:
+        lines.append(
+            f"does it hold? on {fresh.splits} draws of fresh sources {fresh.missed:.1%} were missed "
+            f"({fresh.low:.1%} to {fresh.high:.1%}); {fresh.within:.0%} of the draws allow the promise"
+        )
     if fitted.supported:
         lines.append(
             f"supported answers flagged: {fitted.false_alarms} of {fitted.supported} "

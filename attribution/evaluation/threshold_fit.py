@@ -24,6 +24,7 @@ from ragblame.attribution.evaluation.labelled import Label, LabelledAnswer
 from ragblame.attribution.evaluation.statistics import clopper_pearson, reliability
 from ragblame.attribution.verdicts.calibration import (
     Controlled,
+    Curve,
     apply,
     control_misses,
     half_of,
@@ -34,6 +35,7 @@ from ragblame.attribution.verdicts.thresholds import Promise, Thresholds
 from ragblame.errors import InputError
 
 Floats: TypeAlias = NDArray[np.float64]
+SPLITS: Final = 40  # of the sources into thirds, to see whether a promise holds
 FEW: Final = 100  # unsupported spans below which two numbers are learned instead of a staircase
 
 
@@ -45,6 +47,17 @@ class Reader(Protocol):
     def __call__(self, row: LabelledAnswer) -> Sequence[ScoredSpan]:
         """Disjoint spans in order, ``score`` the model's raw probability of being unsupported."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fresh:
+    """Does the promise hold? Of thirds of the sources one fits, one promises, one is fresh, many times."""
+
+    splits: int
+    missed: float  # mean over splits of the mean loss of a fresh source, [0, 1]
+    low: float  # 2.5 % and 97.5 % of the splits
+    high: float
+    within: float  # share of splits whose own 95 % interval (Clopper-Pearson) allows alpha
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +75,7 @@ class Fitted:
     supported: int  # of so many
     missed: int  # unsupported answers or spans below flag_at
     wanted: int  # of so many
+    fresh: Fresh | None  # None: too few sources to put a third aside
 
     @property
     def false_alarm_interval(self) -> tuple[float, float]:
@@ -99,10 +113,12 @@ def fit(
     level: str,
     labels: str,
     seed: int = 0,
+    splits: int = SPLITS,
 ) -> Fitted:
     """``base`` with a calibration curve for ``model``, and the threshold that misses at most ``alpha``.
 
     ``level``: "answers" or "spans", what must not be missed. ``labels``: where they came from, to be kept.
+    ``splits``: draws of thirds that try the promise; 0: none.
     Raises ``InputError`` when there are too few sources, naming the number needed, or only one kind of label.
     """
     halves: tuple[list[Judged], list[Judged]] = ([], [])
@@ -111,9 +127,7 @@ def fit(
     fitting, promising = halves
     if not fitting or not promising:
         raise InputError(f"{len(judged)} answers cannot be halved by source: label more sources")
-    raw, truth, _ = _spans(fitting)
-    is_few = int(truth.sum()) < FEW
-    curve = platt(raw, truth) if is_few else isotonic(raw, truth)
+    curve, method, fitted_on = _curve(fitting)
     calibrated = [_calibrated(one, curve) for one in promising]
     scores, units = _wanted(calibrated, level)
     controlled = control_misses(scores, np.ones(len(scores), dtype=np.bool_), units, alpha)
@@ -137,8 +151,8 @@ def fit(
     return Fitted(
         thresholds=thresholds,
         controlled=controlled,
-        method="Platt" if is_few else "isotonic",
-        fitted_on=len(raw),
+        method=method,
+        fitted_on=fitted_on,
         bins=bins,
         ece=ece,
         raw_ece=raw_ece,
@@ -146,7 +160,49 @@ def fit(
         supported=len(clean),
         missed=int((scores < controlled.flag_at).sum()),
         wanted=len(scores),
+        fresh=fresh_misses(judged, alpha=alpha, level=level, seed=seed, splits=splits) if splits else None,
     )
+
+
+def fresh_misses(
+    judged: Sequence[Judged], *, alpha: float, level: str, seed: int, splits: int
+) -> Fresh | None:
+    """What a promise made on a third of the sources misses on another third; None with too few sources."""
+    sources = sorted({one.source for one in judged})
+    rng = np.random.default_rng(seed)
+    losses, within = [], []
+    for _ in range(splits):
+        third = {name: place % 3 for place, name in enumerate(rng.permutation(sources).tolist())}
+        fitting, promising, fresh = (
+            [one for one in judged if third[one.source] == which] for which in range(3)
+        )
+        try:
+            curve = _curve(fitting)[0]
+            scores, units = _wanted([_calibrated(one, curve) for one in promising], level)
+            flag_at = control_misses(scores, np.ones(len(scores), dtype=np.bool_), units, alpha).flag_at
+        except InputError:  # a third is too few: nothing is promised, so nothing is checked
+            return None
+        scores, units = _wanted([_calibrated(one, curve) for one in fresh], level)
+        is_missed = scores < flag_at
+        places = np.unique(np.array(units), return_inverse=True)[1]
+        losses.append(float((np.bincount(places, is_missed) / np.bincount(places)).mean()))
+        within.append(clopper_pearson(int(is_missed.sum()), len(scores))[0] <= alpha)
+    low, high = np.quantile(losses, [0.025, 0.975])
+    return Fresh(
+        splits=splits,
+        missed=float(np.mean(losses)),
+        low=float(low),
+        high=float(high),
+        within=float(np.mean(within)),
+    )
+
+
+def _curve(judged: Sequence[Judged]) -> tuple[Curve, str, int]:
+    """The calibration curve of these answers' spans, how it was fitted, and to how many spans."""
+    raw, truth, _ = _spans(judged)
+    if int(truth.sum()) < FEW:
+        return platt(raw, truth), "Platt", len(raw)
+    return isotonic(raw, truth), "isotonic", len(raw)
 
 
 def _all(label: Label) -> bool:
