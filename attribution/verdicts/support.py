@@ -343,7 +343,8 @@ class _Checker:
         about = sentence.subject
         named = sentence.entities if about is None else (*sentence.entities, about)
         # a word that the value itself brings along ("the Osprey gateway") does not name the subject
-        brings_head = subject.head in claim.stems and not subject.stems <= claim.stems
+        is_value = claim.is_value or claim.span.kind is not SpanKind.CLAUSE
+        brings_head = is_value and subject.head in claim.stems and not subject.stems <= claim.stems
         is_named = not brings_head or any(subject.stems <= each.stems for each in named)
         if subject.stems <= sentence.reach and is_named:
             return Match.SAME
