@@ -164,3 +164,9 @@ def test_a_page_of_digits_is_read_in_bounded_time() -> None:
     assert only("7" * 100_000).dimension == "code"
     assert len(find_quantities("1 " * 100_000)) <= 200
     assert time.process_time() - started < 3
+
+
+def test_no_words_deny_nothing() -> None:
+    """A span without words, or an empty sentence, is no negation and no error."""
+    assert not is_negated([])
+    assert is_negated(words("not"))

@@ -147,7 +147,7 @@ def content_stems(text: str) -> frozenset[str]:
 def is_negated(items: Iterable[Word]) -> bool:
     """Whether an odd number of negations stands among the words; "No. of" and "No. 5" are none."""
     found = list(items)
-    after = [*found[1:], None]
+    after = [*found[1:], None][: len(found)]  # no words, no follower
     return (
         sum(
             word.is_negation
