@@ -222,7 +222,7 @@ def test_one_screen_without_a_click(page: Page, address: str, ids: dict[str, UUI
         page.locator(".question"),
         page.locator(".answer"),
         page.locator(".finding .cause"),
-        page.locator(".finding .facts"),
+        page.locator(".finding > .facts"),
         page.get_by_role("button", name=re.compile("^Undetermined")),
         page.locator(".card").first,
     ]
