@@ -420,9 +420,9 @@ def may_be_same_value(answer: Quantity, source: Quantity) -> str | None:
             return "units of 1000 or of 1024"
     if answer.low == answer.high and source.low <= answer.low <= source.high and source.low < source.high:
         return "a range holds it"
-    for mine, theirs in ((answer, source), (source, answer)):
-        other = _regrouped(mine)
-        if other is not None and mine.low == mine.high and _close(other, theirs.low, 1e-6):
+    for one, two in ((answer, source), (source, answer)):
+        regrouped = _regrouped(one)
+        if regrouped is not None and one.low == one.high and _close(regrouped, two.low, 1e-6):
             return "the number may be written in another notation"
     return None
 
