@@ -350,7 +350,7 @@ class _Checker:
             return Match.SAME
         names = frozenset(subject.names)
         if names & sentence.reach:
-            is_rival = any(subject.is_rival(each) and not each.stems <= claim.stems for each in named)
+            is_rival = any(subject.is_rival(each) and not set(each.names) & claim.stems for each in named)
             return Match.RIVAL if is_rival else Match.LOOSE
         if names & self.evidence.stems_of.get(sentence.position, frozenset()):
             return Match.LOOSE
