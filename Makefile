@@ -10,7 +10,7 @@ MODELS ?=
 # point pip at a CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL) before `make setup` to avoid that.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick faults bench-capture bench-ingest soak bench-attribution bench-methods bench-probe clean
+.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick faults bench-capture bench-ingest soak bench-attribution bench-methods bench-probe support-model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -63,6 +63,12 @@ constraints: $(VENV)/.dev  ## rewrite constraints.txt from what is installed
 
 train: $(VENV)/.all  ## train the small model again from its seed (97 minutes on one shared core)
 	@$(BIN)/python -m ragblame.attribution.world.training --seed 0 --out build/small-model
+
+# LABELS: files of labelled answers; the sources held out are neither learned from nor tuned on (examples.py).
+RUNS ?= 0 1
+support-model: $(VENV)/.all  ## train the support model again (LABELS="a.jsonl.gz …"; 20 minutes a run on one core)
+	@for seed in $(RUNS); do $(BIN)/python -m ragblame.attribution.support_model.training $(LABELS) --seed $$seed --out build/support-model/$$seed || exit 1; done
+	@$(BIN)/python -m ragblame.attribution.support_model.fusing $(LABELS) $(RUNS:%=--run build/support-model/%/last)
 
 accuracy: $(VENV)/.all  ## held-out accuracy of the shipped small model
 	@$(BIN)/python -m ragblame.attribution.evaluation.accuracy

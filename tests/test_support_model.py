@@ -87,17 +87,16 @@ def test_with_too_many_chunks_those_with_the_answers_words_are_read(cutter: Cutt
 def test_reading_together_is_reading_alone(cutter: Cutter) -> None:
     """Padding and the other answers of a batch change no probability."""
     parts = weights.fresh()
-    weights.load_learned(parts.reader, weights.SHIPPED)
-    parts.reader.eval()
+    reader = weights.load_learned(parts, weights.SHIPPED)[0][0]
     readings = [
         cutter.cut(QUESTION, "It is 36 months.", CHUNKS),
         cutter.cut("Who?", "Nobody knows that. " * 60, ["x " * 700, "y"]),
         cutter.cut("q", "🙂", []),
     ]
     with torch.inference_mode():
-        together = parts.reader(batch_of(readings, parts.encoder))
+        together = reader(batch_of(readings, parts.encoder))
         for index, reading in enumerate(readings):
-            alone = parts.reader(batch_of([reading], parts.encoder))
+            alone = reader(batch_of([reading], parts.encoder))
             mine = slice(0, reading.tokens)
             assert torch.allclose(together[0][index][mine], alone[0][0][mine], atol=1e-3)
             assert torch.allclose(together[1][index], alone[1][0], atol=1e-3)
@@ -200,9 +199,9 @@ def test_training_reads_no_held_out_source_and_writes_a_model_that_loads(
     seen: list[LabelledAnswer] = []
     from ragblame.attribution.support_model import training
 
-    def spied(row: LabelledAnswer, weight: float = 1.0) -> Example:
+    def spied(row: LabelledAnswer) -> Example:
         seen.append(row)
-        return example(row, weight)
+        return example(row)
 
     monkeypatch.setattr(training, "example", spied)
     file = DATA / "xquad_en.dev.jsonl.gz"
@@ -233,7 +232,7 @@ def test_a_damaged_model_is_refused_with_the_next_step(tmp_path: Path) -> None:
 
     tensors = load_file(weights.SHIPPED / weights.LEARNED)
     shutil.copytree(weights.SHIPPED, tmp_path / "other")
-    save_file({**tensors, "token.weight": torch.zeros(1, 2)}, tmp_path / "other" / weights.LEARNED)
+    save_file({**tensors, "0.pool.weight": torch.zeros(1, 2)}, tmp_path / "other" / weights.LEARNED)
     with pytest.raises(ModelError, match="train it again"):
         SupportModel.load(tmp_path / "other")
 

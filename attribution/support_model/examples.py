@@ -20,7 +20,6 @@ from ragblame.attribution.verdicts.normalise import Word, words
 HELD_OUT: Final = 0.20  # of the sources
 TUNING: Final = 0.10
 SPLIT: Final = "support-1"  # names the deal: another name deals anew
-_EXTRA_WEIGHT: Final = 0.4  # of an example that is no labelled answer of a generator
 
 
 class Part(StrEnum):
@@ -39,7 +38,6 @@ class Example:
     answer: str
     chunks: tuple[str, ...]
     wrong: tuple[tuple[int, int], ...]  # code points [start, end) that people call unsupported
-    weight: float = 1.0
 
 
 def part_of(row: LabelledAnswer) -> Part:
@@ -51,14 +49,13 @@ def part_of(row: LabelledAnswer) -> Part:
     return Part.TUNING if place < HELD_OUT + TUNING else Part.TRAINING
 
 
-def example(row: LabelledAnswer, weight: float = 1.0) -> Example:
+def example(row: LabelledAnswer) -> Example:
     """The answer as labelled."""
     return Example(
         question=row.question,
         answer=row.answer,
         chunks=tuple(chunk.text for chunk in row.chunks),
         wrong=tuple((label.start, label.end) for label in row.labels),
-        weight=weight,
     )
 
 
@@ -68,11 +65,9 @@ def examples(rows: Sequence[LabelledAnswer], draw: random.Random) -> list[Exampl
     by_source: dict[tuple[str, str], list[LabelledAnswer]] = defaultdict(list)
     for row in rows:
         by_source[row.dataset, row.source_id].append(row)
-    generated = {row.dataset for row in rows if row.model}
     found: list[Example] = []
     for row in rows:
-        weight = 1.0 if row.dataset in generated else _EXTRA_WEIGHT
-        right = example(row, weight)
+        right = example(row)
         if row.dataset in has_labels:
             swapped = exchanged(right, draw) if not row.labels and draw.random() < 0.15 else None
             found.append(swapped or right)
@@ -82,7 +77,7 @@ def examples(rows: Sequence[LabelledAnswer], draw: random.Random) -> list[Exampl
             others = [other for other in by_source[row.dataset, row.source_id] if other.answer != row.answer]
             wrong = _answering_another(row, others, draw) if draw.random() < 0.5 else _without_evidence(row)
             if wrong is not None:
-                found.append(replace(wrong, weight=weight))
+                found.append(wrong)
     return found
 
 

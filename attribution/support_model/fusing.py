@@ -1,13 +1,14 @@
 """Fits the fusion of rules and reader, and the thresholds that ship with it, on the tuning sources.
 
-Run: python -m ragblame.attribution.support_model.fusing FILE.jsonl.gz … [--alpha 0.25]
-The reader was not trained on these sources and nothing here sees those that are held out. The regressions
-weigh every dataset alike, as an answer of one is no likelier to meet a user than an answer of another.
+Run: python -m ragblame.attribution.support_model.fusing FILE.jsonl.gz … [--run FOLDER …] [--alpha 0.25]
+where folders are training runs, which are joined into the model that ships.
+The reader was not trained on these sources and nothing here sees those that are held out. What is fitted are
+answers to questions of a set in which people found some wrong: claims, and sets where nothing is wrong, say
+little about how often an answer is.
 """
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ from ragblame.attribution.evaluation.threshold_fit import fit, read_all
 from ragblame.attribution.spans import split_spans
 from ragblame.attribution.support_model.examples import SPLIT, Part, part_of
 from ragblame.attribution.support_model.model import SupportModel
+from ragblame.attribution.support_model.weights import SHIPPED, join
 from ragblame.attribution.verdicts import fusion
 from ragblame.attribution.verdicts.fusion import Features, Weights
 from ragblame.attribution.verdicts.learned import SupportReading
@@ -29,8 +31,7 @@ from ragblame.attribution.verdicts.support import Finding, examine
 from ragblame.attribution.verdicts.thresholds import DEFAULT_FILE, Thresholds
 from ragblame.records import Span
 
-STRENGTH: Final = 0.3  # C of the regressions: few answers, correlated features
-MOST: Final = 0.25  # weight of a dataset without a wrong answer, of all
+STRENGTH: Final = 1.0  # C of the regressions
 
 
 class _Read:
@@ -53,26 +54,21 @@ class _Read:
 
 def fuse_on(rows: Sequence[LabelledAnswer], model: SupportModel) -> Weights:
     """The regressions of spans and of answers, fitted to labelled answers."""
-    read = [_Read(row, model) for row in rows]
-    share = {name: 1 / count for name, count in Counter(row.dataset for row in rows).items()}
-    largest = min(share.values())
     spans, wrong, weight = [], [], []
-    for one in read:
+    answers, is_bad = [], []
+    for row in rows:
+        one = _Read(row, model)
         for span, finding, is_wrong in zip(one.spans, one.findings, one.is_wrong, strict=True):
             spans.append(fusion.span_features(one.reading, span, finding))
             wrong.append(is_wrong)
-            weight.append(min(1.0, MOST * share[one.row.dataset] / largest) / len(one.spans) ** 0.5)
-    of_spans = _regression(spans, wrong, weight)
-    answers, is_bad, weights = [], [], []
-    for one in read:
-        odds = [
-            fusion.weigh(fusion.span_features(one.reading, span, finding), of_spans)
-            for span, finding in zip(one.spans, one.findings, strict=True)
-        ]
-        answers.append(fusion.answer_features(one.reading, odds, one.findings))
-        is_bad.append(bool(one.row.labels))
-        weights.append(min(1.0, MOST * share[one.row.dataset] / largest))
-    return Weights(span=of_spans, answer=_regression(answers, is_bad, weights), model=model.name)
+            weight.append(float(span.end - span.start))  # what is marked are characters
+        answers.append(fusion.answer_features(one.reading, one.findings))
+        is_bad.append(bool(row.labels))
+    return Weights(
+        span=_regression(spans, wrong, weight),
+        answer=_regression(answers, is_bad, [1.0] * len(answers)),
+        model=model.name,
+    )
 
 
 def _regression(features: Sequence[Features], truth: Sequence[bool], weight: Sequence[float]) -> Features:
@@ -109,20 +105,23 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--alpha", type=float, default=0.25, help="share of unsupported answers missed")
     parser.add_argument("--clear", type=float, default=0.5, help="clear_at as a part of flag_at")
-    parser.add_argument("--model", type=Path, default=None, help="folder of another training run")
+    parser.add_argument("--run", type=Path, action="append", default=[], help="a training run to join")
     args = parser.parse_args()
-    model = SupportModel.load(args.model)
+    if args.run:
+        join(args.run, SHIPPED)
+    model = SupportModel.load()
     rows = [row for path in args.files for row in read_labelled(path, lambda line, message: None)]
-    tuning = [row for row in rows if part_of(row) is Part.TUNING]
+    has_wrong = {row.dataset for row in rows if row.labels and row.question}
+    tuning = [row for row in rows if part_of(row) is Part.TUNING and row.dataset in has_wrong]
     weights = fuse_on(tuning, model)
     fitted = fit(
-        read_all([row for row in tuning if row.model], _Fused(model, weights)),
+        read_all(tuning, _Fused(model, weights)),
         model=model.name,
         base=Thresholds(),
         version="default-2",
         alpha=args.alpha,
         level="answers",
-        labels=f"tuning sources of {', '.join(path.name for path in args.files)}, split {SPLIT}",
+        labels=f"tuning sources of {', '.join(sorted(has_wrong))}, split {SPLIT}",
     )
     record = {"span": weights.span, "answer": weights.answer, "model": weights.model}
     fusion.WEIGHTS.write_text(json.dumps(record, indent=1) + "\n", "utf-8")

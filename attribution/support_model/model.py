@@ -15,16 +15,17 @@ from ragblame.attribution.verdicts.learned import SupportReading
 from ragblame.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from ragblame.attribution.support_model.network import Reader
     from ragblame.attribution.support_model.weights import Parts
 
 
 class SupportModel:
     """The shipped reader, safe to share between threads; they take turns."""
 
-    def __init__(self, parts: "Parts", name: str) -> None:
+    def __init__(self, parts: "Parts", readers: "Sequence[Reader]", name: str) -> None:
         """``name``: name@revision. Use ``load``."""
         self.name = name
-        self._parts = parts
+        self._encoder, self._readers = parts.encoder, readers
         self._cutter = Cutter(parts.tokenizer)
         self._lock = threading.Lock()  # a fast tokenizer refuses to be used by two threads at once
 
@@ -43,10 +44,9 @@ class SupportModel:
             ) from error
         place = folder or weights.SHIPPED
         parts = weights.fresh()
-        card = weights.load_learned(parts.reader, place)
-        parts.reader.eval()
+        readers, card = weights.load_learned(parts, place)
         digest = hashlib.sha256((place / weights.LEARNED).read_bytes()).hexdigest()
-        return cls(parts, f"{card['name']}@{digest[:12]}")
+        return cls(parts, readers, f"{card['name']}@{digest[:12]}")
 
     def read(self, question: str, answer: str, chunks: Sequence[str]) -> SupportReading:
         """How likely each token of the answer, and anything in it, is unsupported."""
@@ -57,7 +57,9 @@ class SupportModel:
         with self._lock:
             reading = self._cutter.cut(question, answer, chunks)
         with torch.inference_mode():
-            token, whole = self._parts.reader(batch_of([reading], self._parts.encoder))
+            batch = batch_of([reading], self._encoder)
+            read = [reader(batch) for reader in self._readers]
+            token, whole = (torch.stack(logits).mean(0) for logits in zip(*read, strict=True))
         return SupportReading(
             model=self.name,
             starts=tuple(reading.starts.tolist()),

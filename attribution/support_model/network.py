@@ -23,7 +23,7 @@ HEADS: Final = 4
 BLOCKS: Final = 2
 REACH: Final = 16  # tokens: distances in the answer beyond it count as equal
 _TOP: Final = 8  # most doubtful tokens that the answer's logit sees
-_DROP: Final = 0.15
+_DROP: Final = 0.2
 
 Vectors = Callable[[Run], Tensor]  # [used token, input width] of one run
 

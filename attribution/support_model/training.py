@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,9 +27,9 @@ from ragblame.attribution.support_model.examples import SPLIT, Example, Part, ex
 from ragblame.attribution.support_model.network import Batch, Reader
 from ragblame.attribution.support_model.weights import Parts, fresh, save
 
-EPOCHS: Final = 10
+EPOCHS: Final = 4
 BATCH: Final = 12  # answers
-RATE: Final = 5e-4
+RATE: Final = 6e-4
 WARM: Final = 0.06  # part of the steps
 AVERAGED: Final = 0.998  # decay of the running average of the weights
 ANSWER_WEIGHT: Final = 0.5
@@ -75,6 +76,7 @@ def train(files: Sequence[Path], out: Path, *, epochs: int, seed: int, limit: in
         print(json.dumps({"epoch": epoch, **measured}), flush=True)
         save(reader, out / f"epoch-{epoch}", _card(files, seed, epoch, epochs, measured))
         reader.load_state_dict(current)
+    shutil.copytree(out / f"epoch-{epochs - 1}", out / "last", dirs_exist_ok=True)
 
 
 class Shelf:
@@ -87,8 +89,8 @@ class Shelf:
         self._vectors: dict[Run, Tensor] = {}
 
     def reading(self, item: Example) -> Reading:
-        """As cut; the weight and the labels of an example make no difference."""
-        key = replace(item, weight=1.0, wrong=())
+        """As cut; the labels of an example make no difference."""
+        key = replace(item, wrong=())
         if key not in self._readings:
             self._readings[key] = self._cutter.cut(item.question, item.answer, item.chunks)
         return self._readings[key]
@@ -143,13 +145,11 @@ def _loss(reader: Reader, shelf: Shelf, some: Sequence[tuple[Example, Reading]])
     for row, (item, reading) in enumerate(some):
         wanted[row, : reading.tokens] = torch.from_numpy(labels_of(item, reading))
         # Between a mean over tokens and one over answers: a long answer tells more, but not in proportion.
-        weight[row, : reading.tokens] = item.weight / max(1, reading.tokens) ** 0.5
+        weight[row, : reading.tokens] = max(1, reading.tokens) ** -0.5
     loss = torch.nn.functional.binary_cross_entropy_with_logits
     of_tokens = loss(token, wanted, weight=weight, reduction="sum") / weight.sum()
     is_wrong = torch.tensor([float(bool(item.wrong)) for item, _ in some])
-    weights = torch.tensor([item.weight for item, _ in some])
-    of_answers = loss(answer, is_wrong, weight=weights, reduction="sum") / weights.sum()
-    return of_tokens + ANSWER_WEIGHT * of_answers
+    return of_tokens + ANSWER_WEIGHT * loss(answer, is_wrong)
 
 
 def _measure(parts: Parts, shelf: Shelf, rows: Sequence[LabelledAnswer]) -> dict[str, dict[str, float]]:

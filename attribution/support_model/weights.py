@@ -5,9 +5,12 @@ numbers with a card that says what it was learned from.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from torch import Tensor
 
 from ragblame.attribution.support_model.network import Encoder, Reader
 from ragblame.errors import ModelError
@@ -35,35 +38,63 @@ def fresh() -> Parts:
 
 
 def save(reader: Reader, folder: Path, card: dict[str, Any]) -> None:
-    """Write what was learned, as half-precision numbers, and its card."""
+    """Write what one reader learned, as half-precision numbers, and its card."""
     import torch
+
+    learned = reader.state_dict().items()
+    _write(folder, {f"0.{name}": value.detach().to(torch.float16) for name, value in learned}, card)
+
+
+def join(folders: Sequence[Path], out: Path) -> None:
+    """Several training runs as one model, whose log-odds are the mean of theirs. Raises ``ModelError``."""
+    tensors: dict[str, Tensor] = {}
+    cards = []
+    for number, folder in enumerate(folders):
+        found, card = _read(folder)
+        cards.append(card)
+        tensors.update({f"{number}.{name.split('.', 1)[1]}": value for name, value in found.items()})
+    first = {key: value for key, value in cards[0].items() if key not in ("seed", "epochs", "tuning")}
+    runs = [{key: card[key] for key in ("seed", "epochs", "tuning")} for card in cards]
+    _write(out, tensors, {**first, "runs": runs})
+
+
+def load_learned(parts: Parts, folder: Path) -> tuple[list[Reader], dict[str, Any]]:
+    """The readers of a folder, ready to read, and the card. Raises ``ModelError``."""
+    tensors, card = _read(folder)
+    readers = []
+    for number in sorted({name.split(".", 1)[0] for name in tensors}):
+        mine = {
+            name.split(".", 1)[1]: value for name, value in tensors.items() if name.startswith(f"{number}.")
+        }
+        reader = Reader(parts.encoder.width)
+        shapes = {name: value.shape for name, value in reader.state_dict().items()}
+        if {name: value.shape for name, value in mine.items()} != shapes:
+            raise ModelError(
+                f"the support model in {folder} was learned by another version of ragblame: train it again "
+                "(make support-model)"
+            )
+        reader.load_state_dict({name: value.float() for name, value in mine.items()})
+        readers.append(reader.eval())
+    return readers, card
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: value.detach().to(torch.float16).contiguous() for name, value in reader.state_dict().items()
-    }
-    save_file(tensors, folder / LEARNED)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / LEARNED)
+    (folder / LEARNED).chmod(0o644)  # the library makes it private
     (folder / CARD).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
-def load_learned(reader: Reader, folder: Path) -> dict[str, Any]:
-    """Put what was learned into the reader; returns the card. Raises ``ModelError``."""
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         card: dict[str, Any] = json.loads((folder / CARD).read_text("utf-8"))
-        tensors = load_file(folder / LEARNED)
+        return load_file(folder / LEARNED), card
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"the support model in {folder} cannot be read ({error}): install ragblame again"
         ) from error
-    expected = reader.state_dict()
-    if {name: value.shape for name, value in tensors.items()} != {n: v.shape for n, v in expected.items()}:
-        raise ModelError(
-            f"the support model in {folder} was learned by another version of ragblame: train it again "
-            "(make support-model)"
-        )
-    reader.load_state_dict({name: value.float() for name, value in tensors.items()})
-    return card

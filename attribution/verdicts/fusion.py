@@ -2,8 +2,10 @@
 
 Two logistic regressions, fitted on answers that neither the reader nor anything else was trained on
 (``attribution/support_model/fusing.py``): one tells spans apart by what the reader says of their tokens and
-what the rules found, the other tells answers apart. The worst span of an answer gets the answer's
-probability and the others their part of it, so that a queue ordered by spans is one ordered by answers.
+by whether the rules can quote a contradiction, the other tells answers apart. The worst span of an answer
+gets the answer's probability, so that a queue ordered by spans is one ordered by answers. Further findings of
+the rules were tried and left out: on labelled answers they add nothing to the reader, which sees the same
+words.
 """
 
 import json
@@ -15,10 +17,9 @@ from typing import Final
 
 from ragblame.attribution.verdicts.learned import SupportReading, logit, sigmoid
 from ragblame.attribution.verdicts.support import Finding
-from ragblame.records import Span, SpanKind, SupportState
+from ragblame.records import Span, SupportState
 
 WEIGHTS: Final = Path(__file__).with_name("fusion.json")
-_VALUES: Final = (SpanKind.NUMBER, SpanKind.DATE, SpanKind.NAME)
 _NOBODY: Final = -8.0  # log-odds of a span without a token
 
 Features = Mapping[str, float]
@@ -43,34 +44,21 @@ def shipped() -> Weights:
 def span_features(reading: SupportReading, span: Span, finding: Finding) -> Features:
     """What tells one span from another."""
     inside = reading.logits(span.start, span.end)
-    state = finding.support.state
-    claims = not (state is SupportState.ENTAILED and finding.support.position is None)
     return {
         "": 1.0,
-        "answer": logit(reading.answer_probability),
-        "worst token": max(inside, default=_NOBODY),
+        # The worst token would favour long spans; that of the answer below has to.
         "mean of tokens": sum(inside) / len(inside) if inside else _NOBODY,
-        "claims nothing": float(not claims),
-        "contradicted": float(state is SupportState.CONTRADICTED),
-        "absent": float(state is SupportState.ABSENT),
-        "unclear": float(state is SupportState.UNCLEAR),
-        "value": float(span.kind in _VALUES),
-        "value not said": float(span.kind in _VALUES and state is not SupportState.ENTAILED),
+        "contradicted": float(finding.support.state is SupportState.CONTRADICTED),
     }
 
 
-def answer_features(reading: SupportReading, spans: Sequence[float], findings: Sequence[Finding]) -> Features:
-    """What tells one answer from another; ``spans``: log-odds of its spans by the first regression."""
+def answer_features(reading: SupportReading, findings: Sequence[Finding]) -> Features:
+    """What tells one answer from another."""
+    worst = max(reading.logits(0, 1 << 62), default=_NOBODY)
     states = [finding.support.state for finding in findings]
-    doubtful = sum(state in (SupportState.CONTRADICTED, SupportState.ABSENT) for state in states)
-    ranked = sorted(spans, reverse=True)
     return {
         "": 1.0,
-        "answer": logit(reading.answer_probability),
-        "worst token": max(reading.logits(0, 1 << 62), default=_NOBODY),
-        "worst span": ranked[0] if ranked else _NOBODY,
-        "second span": ranked[1] if len(ranked) > 1 else _NOBODY,
-        "share doubtful": doubtful / len(states) if states else 0.0,
+        "answer and worst token": (logit(reading.answer_probability) + worst) / 2,
         "some contradicted": float(SupportState.CONTRADICTED in states),
     }
 
@@ -88,16 +76,16 @@ def fuse(
 ) -> tuple[float, ...]:
     """P(unsupported) of every span, [0, 1]; uncalibrated. ``weights``: None for those that ship.
 
-    A reader other than the one that the weights were fitted to is taken at its word: a span is as doubtful as
-    its most doubtful token.
+    The worst span is as doubtful as the answer, and no other is more so. A reader other than the one that the
+    weights were fitted to is taken at its word: a span is as doubtful as its most doubtful token.
     """
     chosen = weights or shipped()
     if reading.model != chosen.model:
         return tuple(sigmoid(max(reading.logits(span.start, span.end), default=_NOBODY)) for span in spans)
-    odds = [
-        weigh(span_features(reading, span, finding), chosen.span)
+    found = [
+        sigmoid(weigh(span_features(reading, span, finding), chosen.span))
         for span, finding in zip(spans, findings, strict=True)
     ]
-    whole = sigmoid(weigh(answer_features(reading, odds, findings), chosen.answer))
-    most = max((sigmoid(value) for value in odds), default=1.0)
-    return tuple(whole * sigmoid(value) / most for value in odds)
+    whole = sigmoid(weigh(answer_features(reading, findings), chosen.answer))
+    worst = max(range(len(found)), key=found.__getitem__, default=-1)
+    return tuple(whole if at == worst else min(whole, value) for at, value in enumerate(found))
