@@ -276,10 +276,7 @@ class _Run:
             influence = measured.influences.get(span.index)
             decision = decide(finding.support, influence, self.thresholds)
             decisions.append(decision)
-            verdict = judge(trace, span, finding, decision, influence, self.thresholds)
-            support = finding.support
-            confidence = self.thresholds.confidence(support.probability, support.model)
-            verdicts.append(replace(verdict, confidence=confidence))
+            verdicts.append(judge(trace, span, finding, decision, influence, self.thresholds))
         self.progress("verdict", 1.0)
         looks, corpus_notes = self._look_into_corpus(spans, findings, verdicts, measured)
         notes = [

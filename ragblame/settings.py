@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 16  # coalitions scored per forward
     cache_bytes: Annotated[int, Field(ge=0)] = 1 << 29  # keys and values that coalitions may share at once
 
-    support_model: str = "none"  # reads text; "shipped", "none", or folder or name of a token classifier
+    support_model: str = "shipped"  # reads the text; "none", or folder or name of a token classifier
 
     recompute_scores: bool = True  # of chunks whose retriever told none, from pgvector, in the worker
     recompute_seconds: Annotated[float, Field(gt=0, le=60)] = 2.0  # for distances and for ranks of a table

@@ -219,7 +219,7 @@ def test_thresholds_survive_the_database_and_their_digest_tells_them_apart(conn:
         store_thresholds(conn, version, note="again")
     with pytest.raises(InputError, match="stored already"):
         store_thresholds(conn, DEFAULT, note="the program's own")
-    with pytest.raises(InputError, match=r"choose one of default-1, calibrated-1"):
+    with pytest.raises(InputError, match=r"choose one of default-2, calibrated-1"):
         read_thresholds(conn, "nobody")
 
 
@@ -260,10 +260,10 @@ def test_the_active_version_decides_the_next_trace_and_stored_verdicts_keep_thei
         with database.connect(history) as conn:
             activate_thresholds(conn, DEFAULT.version)
             assert [version.thresholds.version for version in read_versions(conn) if version.is_active] == [
-                "default-1"
+                "default-2"
             ]
             kept = conn.execute("SELECT DISTINCT thresholds_version FROM verdict ORDER BY 1").fetchall()
-            assert kept == [("default-1",), ("strict-2",)]
+            assert kept == [("default-2",), ("strict-2",)]
     finally:
         with database.connect(history) as conn:
             for table in ("verdict", "attribution_run", "answer_span", "triage_item"):

@@ -245,8 +245,9 @@ def test_any_token_classifier_takes_its_place(tmp_path: Path) -> None:
     tokenizer = weights.fresh().tokenizer
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=160, num_labels=2,
+        intermediate_size=32, max_position_embeddings=160,
     )  # fmt: skip
+    config.num_labels = 2
     BertForTokenClassification(config).save_pretrained(tmp_path / "classifier")
     tokenizer.save_pretrained(tmp_path / "classifier")
     reader = TokenClassifier(str(tmp_path / "classifier"))

@@ -210,7 +210,7 @@ def test_from_reviews_to_an_active_version(on_database: str, capsys: pytest.Capt
     assert found["thresholds"]["fitted_to"] == READER
     assert found["controlled"]["bound"] <= 0.1
     versions = said(capsys, "thresholds", "list")["versions"]
-    assert [(v["version"], v["is_active"]) for v in versions] == [("default-1", True), ("first", False)]
+    assert [(v["version"], v["is_active"]) for v in versions] == [("default-2", True), ("first", False)]
     shown = said(capsys, "thresholds", "show", "first")
     assert (shown["digest"], shown["flag_at"]) == (versions[1]["digest"], found["controlled"]["flag_at"])
     preview = said(capsys, "thresholds", "preview", "first")
@@ -218,7 +218,7 @@ def test_from_reviews_to_an_active_version(on_database: str, capsys: pytest.Capt
     assert preview["windows"][0]["undecidable"] == preview["windows"][0]["verdicts"] > 0
     assert cli.run(["thresholds", "activate", "first"]) == 0
     assert said(capsys, "thresholds", "list")["versions"][1]["is_active"]
-    assert cli.run(["thresholds", "activate", "default-1"]) == 0
+    assert cli.run(["thresholds", "activate", "default-2"]) == 0
     assert said(capsys, "thresholds", "list")["versions"][0]["is_active"]
     for arguments in (["list"], ["show", "first"], ["preview", "first"]):
         assert cli.run(["thresholds", *arguments]) == 0
@@ -236,7 +236,7 @@ def test_what_cannot_be_fitted_is_one_line(on_database: str, capsys: pytest.Capt
     )
     assert "one source of labels" in refused(capsys, "thresholds", "fit")
     assert "give answers or spans" in refused(capsys, "thresholds", "fit", "--reviews", "--level", "words")
-    assert "choose one of default-1" in refused(capsys, "thresholds", "activate", "nobody")
+    assert "choose one of default-2" in refused(capsys, "thresholds", "activate", "nobody")
     assert said(capsys, "thresholds", "list")["versions"][0]["is_active"]
 
 

@@ -13,6 +13,8 @@ from streamlit.testing.v1 import AppTest
 
 import ragblame.ui.launch
 from ragblame import database
+from ragblame.attribution.jobs.thresholds import store_thresholds
+from ragblame.attribution.verdicts.thresholds import Thresholds
 from ragblame.records import VerdictKind
 from ragblame.settings import load_settings
 from ragblame.traces import write_traces
@@ -283,6 +285,50 @@ def test_unknown_and_malformed_ids(app: AppTest) -> None:
     assert "No trace chosen" in drawn(open_trace(app, "'; DROP TABLE trace; --"))
     missing = uuid4()
     assert f"no trace {missing}" in drawn(open_trace(app, missing))
+
+
+def test_trace_page_tells_why_and_how_far(app: AppTest, ids: dict[str, UUID]) -> None:
+    """Under the finding: the chain behind the verdict with what an old trace lacks, and its blast radius."""
+    text = drawn(open_trace(app, ids["Which port does the harr"]))
+    for words in (
+        "Why this verdict",
+        "Cell of the table",
+        "Thresholds",
+        "Not kept: premises",
+        "Blast radius",
+    ):
+        assert words in text
+
+
+def test_the_same_failure_can_be_listed_alone(app: AppTest, database_url: str) -> None:
+    """A signature in the address leaves the traces that failed alike, and says so above them."""
+    with database.connect(database_url) as conn:
+        many(conn, 3)
+        seed(database_url)
+        row = reads.read_queue(conn, Filters()).rows[0]
+    app.query_params["same"] = row.signature
+    text = drawn(app.run())
+    assert text.count("90 days") == row.same == 4
+    assert "×4 of the same" in text
+    assert "show all" in text
+    assert "8080" not in text
+
+
+def test_health_page_previews_thresholds(app: AppTest, ids: dict[str, UUID], database_url: str) -> None:
+    """The active version is shown, and another one can be tried on history before anything changes."""
+    app.switch_page("screens/health.py")
+    assert "default-1" in drawn(app.run())
+    assert not [entry for entry in app.button if entry.label == "Preview"]
+    with database.connect(database_url) as conn:
+        store_thresholds(conn, Thresholds(version="strict-1", tau_nats=5.0), note="a trial")
+    st.cache_data.clear()
+    text = drawn(app.run())
+    assert "strict-1" in text
+    assert "a trial" in text
+    button(app, "Preview").click().run()
+    text = drawn(app)
+    assert "would be" in text
+    assert "stored without what they follow from" in text  # the examples have no premises
 
 
 def test_health_page(app: AppTest, ids: dict[str, UUID]) -> None:

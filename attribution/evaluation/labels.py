@@ -72,8 +72,8 @@ def evaluate(
         if taken[dataset] > 1:
             dataset = f"{dataset} ({taken[dataset]})"
         study = LabelStudy(dataset, name, rows, seed)
-        for part in study.score(chosen):
-            report(dataset, (index + part) / len(files))
+        for done in study.score(chosen):
+            report(dataset, (index + done) / len(files))
         tables.extend(study.tables())
         confusions.extend(study.confusions())
         bars.extend(study.bars())

@@ -9,6 +9,7 @@ only whether the words it then writes stand in the candidate.
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -56,7 +57,8 @@ def _written(scorer: TransformersScorer, layout: Layout, span: Span, prompt: Seq
     scorer.check_length(len(ids), most)
     batch = torch.tensor([ids], device=scorer.model.device)
     end = scorer.model.generation_config.eos_token_id
-    greedy = GenerationConfig(
+    untyped: Any = GenerationConfig
+    greedy = untyped(
         do_sample=False,
         max_new_tokens=most,
         use_cache=True,
@@ -64,7 +66,8 @@ def _written(scorer: TransformersScorer, layout: Layout, span: Span, prompt: Seq
         pad_token_id=end[0] if isinstance(end, list) else end,
     )
     with scorer.float32_head():
-        out = scorer.model.generate(batch, attention_mask=torch.ones_like(batch), generation_config=greedy)
+        model: Any = scorer.model
+        out = model.generate(batch, attention_mask=torch.ones_like(batch), generation_config=greedy)
     new = out[0, len(ids) :]
     scorer.spend(forwards=len(new), tokens=len(ids) + len(new), seconds=time.perf_counter() - started)
     first = str(scorer.tokenizer.decode(new, skip_special_tokens=True)).split("\n", 1)[0].split()

@@ -128,7 +128,7 @@ class Cutter:
 
     def _pieces(self, ids: list[list[int]]) -> list[tuple[int, int, int]]:
         """Every chunk in equal parts: position, first token, end."""
-        found = []
+        found: list[tuple[int, int, int]] = []
         for position, row in enumerate(ids[2:]):
             count = -(-len(row) // MAX_RUN)
             borders = [len(row) * index // max(1, count) for index in range(count + 1)]

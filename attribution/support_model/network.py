@@ -97,6 +97,8 @@ class Reader(nn.Module):
         self.answer = nn.Sequential(
             nn.Linear(WIDTH + _TOP + 32, 64), nn.GELU(), nn.Dropout(0.3), nn.Linear(64, 1)
         )
+        self.count_mean: Tensor
+        self.count_scale: Tensor
         self.register_buffer("count_mean", torch.zeros(len(COUNTS)))
         self.register_buffer("count_scale", torch.ones(len(COUNTS)))
 

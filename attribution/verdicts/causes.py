@@ -77,12 +77,16 @@ def judge(
     found = list(dict.fromkeys(_causes(case)))
     cause = found[0] if found else None
     is_open = cause in (Cause.CAPTURE_INCOMPLETE, Cause.UNDETERMINED)
+    support = finding.support
+    # Calibrated on answers that no scorer had read: where one measured the span, its numbers decide.
+    is_calibrated = decision.basis is Basis.SUPPORT_ONLY
+    confidence = thresholds.confidence(support.probability, support.model) if is_calibrated else None
     verdict = Verdict(
         span=span.index,
         verdict=VerdictKind.UNDETERMINED if is_open else decision.verdict,
         cause=cause,
         basis=decision.basis,
-        confidence=None,
+        confidence=confidence,
         severity=0.0,
         explanation=_explain(case, cause),
         fix=FIX[cause] if cause is not None else None,
@@ -92,7 +96,7 @@ def judge(
         reliance_measurable=decision.is_measurable,
         thresholds_version=thresholds.version,
     )
-    return replace(verdict, severity=weigh(span.kind, verdict, finding.support).severity)
+    return replace(verdict, severity=weigh(span.kind, verdict, support).severity)
 
 
 def _causes(case: _Case) -> Iterator[Cause]:

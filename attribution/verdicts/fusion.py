@@ -63,8 +63,8 @@ def answer_features(reading: SupportReading, findings: Sequence[Finding]) -> Fea
     }
 
 
-def weigh(features: Features, weights: Features) -> float:
-    """The log-odds."""
+def log_odds(features: Features, weights: Features) -> float:
+    """By a regression."""
     return sum(weights[name] * value for name, value in features.items())
 
 
@@ -83,9 +83,9 @@ def fuse(
     if reading.model != chosen.model:
         return tuple(sigmoid(max(reading.logits(span.start, span.end), default=_NOBODY)) for span in spans)
     found = [
-        sigmoid(weigh(span_features(reading, span, finding), chosen.span))
+        sigmoid(log_odds(span_features(reading, span, finding), chosen.span))
         for span, finding in zip(spans, findings, strict=True)
     ]
-    whole = sigmoid(weigh(answer_features(reading, findings), chosen.answer))
+    whole = sigmoid(log_odds(answer_features(reading, findings), chosen.answer))
     worst = max(range(len(found)), key=found.__getitem__, default=-1)
     return tuple(whole if at == worst else min(whole, value) for at, value in enumerate(found))

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from ragblame.attribution.repetitions import repetitions
 from ragblame.attribution.verdicts.causes import judge
 from ragblame.attribution.verdicts.reading import settle
-from ragblame.attribution.verdicts.severity import weigh
 from ragblame.attribution.verdicts.support import Finding
 from ragblame.attribution.verdicts.table import Decision, Influence, decide
 from ragblame.attribution.verdicts.thresholds import Thresholds
@@ -163,10 +162,6 @@ def decide_again(
     )
     decision = decide(finding.support, influence, thresholds)
     verdict = judge(explanation.trace, span, finding, decision, influence, thresholds)
-    verdict = replace(verdict, confidence=thresholds.confidence(support.probability, support.model))
-    if verdict.is_flagged:
-        severity = weigh(span.kind, verdict, finding.support).severity
-        verdict = replace(verdict, severity=severity)
     return Decided(verdict=verdict, support=finding.support, decision=decision, influence=influence)
 
 
