@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 QUESTIONS ?= 48
 LABELS ?=
 SEED ?= 1
+PART ?= held-out
 MODELS ?=
 # torch: constraints.txt pins 2.13.0. On Linux x86_64 the plain registry serves a CUDA build of several GB;
 # point pip at a CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL) before `make setup` to avoid that.
@@ -88,7 +89,8 @@ $(SEEDS_AT)/%/done: | $(VENV)/.all
 	@$(BIN)/python -m ragblame.attribution.world.training --seed $* --out $(@D) --resume
 	@touch $@
 
-# LABELS: files of labelled answers (docs/evaluation.md names those it was made with). SEED: which items are drawn; 1, as
+# LABELS: files of labelled answers (docs/evaluation.md names those it was made with), of which the sources that the
+# support model never saw count (PART). SEED: which items are drawn; 1, as
 # definitions were settled while looking at items of seed 0.
 evaluation: QUICK :=
 evaluation: OUT := build/evaluation
@@ -106,7 +108,7 @@ evaluation-quick: $(VENV)/.all  ## the same on a small part, into build/evaluati
 define evaluate
 @mkdir -p $(OUT) && rm -f $(OUT)/*.json
 @$(BIN)/ragblame eval world $(QUICK) --seed $(SEED) $(addprefix --model ,$(MODELS)) --report $(OUT)/world.html --json > $(OUT)/1-world.json
-@$(if $(LABELS),$(BIN)/ragblame eval labels $(LABELS) $(QUICK) --report $(OUT)/labels.html --json > $(OUT)/2-labels.json,echo "no human labels: give files as LABELS=…")
+@$(if $(LABELS),$(BIN)/ragblame eval labels $(LABELS) --part $(PART) $(QUICK) --report $(OUT)/labels.html --json > $(OUT)/2-labels.json,echo "no human labels: give files as LABELS=…")
 @$(BIN)/python -m ragblame.attribution.evaluation.page $(OUT)/*.json --out $(PAGE)
 @echo "written: $(PAGE), and pages in $(OUT)"
 endef
