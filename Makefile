@@ -11,7 +11,7 @@ MODELS ?=
 # point pip at a CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL) before `make setup` to avoid that.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick faults bench-capture bench-ingest soak bench-attribution bench-methods bench-probe support-model clean
+.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick faults bench-capture bench-ingest soak bench-attribution bench-methods bench-probe bench-support support-model clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -154,6 +154,9 @@ bench-methods: $(METHODS)/.peers  ## coalitions, sampled shares, saliency, rollo
 
 bench-probe: $(VENV)/.dev  ## what the corpus probe costs at a million rows (12 minutes, 3 GB of disk)
 	@$(BIN)/python benchmarks/probe_scale.py
+
+bench-support: $(VENV)/.dev  ## what the support model costs an answer
+	@$(BIN)/python benchmarks/support_reading.py --write
 
 clean:  ## remove the virtual environment and build outputs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,7 +2,9 @@
 
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,10 @@ from hypothesis import strategies as st
 
 from ragblame.attribution.evaluation.labelled import Label, LabelledAnswer, read_labelled
 from ragblame.attribution.support_model import weights
-from ragblame.attribution.support_model.cutting import MAX_RUN, Cutter
+from ragblame.attribution.support_model.cutting import MAX_RUN, Cutter, Run
 from ragblame.attribution.support_model.examples import Example, Part, example, examples, exchanged, part_of
 from ragblame.attribution.support_model.model import SupportModel
-from ragblame.attribution.support_model.network import batch_of
+from ragblame.attribution.support_model.network import Memory
 from ragblame.attribution.support_model.token_classifier import TokenClassifier
 from ragblame.attribution.support_model.training import labels_of, train
 from ragblame.attribution.verdicts.learned import logit, sigmoid
@@ -94,12 +96,34 @@ def test_reading_together_is_reading_alone(cutter: Cutter) -> None:
         cutter.cut("q", "🙂", []),
     ]
     with torch.inference_mode():
-        together = reader(batch_of(readings, parts.encoder))
+        together = reader(Memory(parts.encoder).batch(readings))
         for index, reading in enumerate(readings):
-            alone = reader(batch_of([reading], parts.encoder))
+            alone = reader(Memory(parts.encoder).batch([reading]))
             mine = slice(0, reading.tokens)
             assert torch.allclose(together[0][index][mine], alone[0][0][mine], atol=1e-3)
             assert torch.allclose(together[1][index], alone[1][0], atol=1e-3)
+
+
+def test_what_was_read_before_is_not_encoded_again(model: SupportModel, cutter: Cutter) -> None:
+    """A chunk that is retrieved again costs nothing; the memory is bounded, and the oldest goes first."""
+    parts = weights.fresh()
+    encoded: list[int] = []
+    encoder = parts.encoder
+
+    def counted(runs: Sequence[Run]) -> list[torch.Tensor]:
+        encoded.append(len(runs))
+        return type(encoder).__call__(encoder, runs)
+
+    spy: Any = counted
+    spy.width = encoder.width
+    memory = Memory(spy, tokens=80)
+    first, again = cutter.cut("q", "a b", CHUNKS), cutter.cut("q", "c d", CHUNKS)
+    memory.batch([first, first])
+    memory.batch([again])
+    assert encoded == [3, 1]
+    memory.batch([cutter.cut("q", "x", ["word " * 75])])
+    memory.batch([again])
+    assert encoded == [3, 1, 2, 3]
 
 
 def test_a_wrong_value_is_more_doubtful_than_the_right_one(model: SupportModel) -> None:

@@ -15,18 +15,16 @@ from ragblame.attribution.verdicts.learned import SupportReading
 from ragblame.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from ragblame.attribution.support_model.network import Reader
-    from ragblame.attribution.support_model.weights import Parts
+    from ragblame.attribution.support_model.network import Memory, Reader
 
 
 class SupportModel:
     """The shipped reader, safe to share between threads; they take turns."""
 
-    def __init__(self, parts: "Parts", readers: "Sequence[Reader]", name: str) -> None:
+    def __init__(self, cutter: Cutter, memory: "Memory", readers: "Sequence[Reader]", name: str) -> None:
         """``name``: name@revision. Use ``load``."""
         self.name = name
-        self._encoder, self._readers = parts.encoder, readers
-        self._cutter = Cutter(parts.tokenizer)
+        self._cutter, self._memory, self._readers = cutter, memory, readers
         self._lock = threading.Lock()  # a fast tokenizer refuses to be used by two threads at once
 
     @classmethod
@@ -37,7 +35,7 @@ class SupportModel:
         ``MissingExtraError`` without torch or transformers.
         """
         try:
-            from ragblame.attribution.support_model import weights
+            from ragblame.attribution.support_model import network, weights
         except ModuleNotFoundError as error:
             raise MissingExtraError(
                 f"the support model needs {error.name}: pip install 'ragblame[attribution]'"
@@ -46,18 +44,16 @@ class SupportModel:
         parts = weights.fresh()
         readers, card = weights.load_learned(parts, place)
         digest = hashlib.sha256((place / weights.LEARNED).read_bytes()).hexdigest()
-        return cls(parts, readers, f"{card['name']}@{digest[:12]}")
+        memory = network.Memory(parts.encoder)
+        return cls(Cutter(parts.tokenizer), memory, readers, f"{card['name']}@{digest[:12]}")
 
     def read(self, question: str, answer: str, chunks: Sequence[str]) -> SupportReading:
         """How likely each token of the answer, and anything in it, is unsupported."""
         import torch
 
-        from ragblame.attribution.support_model.network import batch_of
-
-        with self._lock:
+        with self._lock, torch.inference_mode():
             reading = self._cutter.cut(question, answer, chunks)
-        with torch.inference_mode():
-            batch = batch_of([reading], self._encoder)
+            batch = self._memory.batch([reading])
             read = [reader(batch) for reader in self._readers]
             token, whole = (torch.stack(logits).mean(0) for logits in zip(*read, strict=True))
         return SupportReading(

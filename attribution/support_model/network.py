@@ -192,8 +192,23 @@ class Batch:
             self.same[row, :here, :there, 1] = torch.from_numpy(pair)
 
 
-def batch_of(readings: Sequence[Reading], encoder: Encoder) -> Batch:
-    """A batch whose runs are encoded now, equal ones once."""
-    runs = list(dict.fromkeys(run for reading in readings for run in (*reading.said, *reading.evidence)))
-    vectors = dict(zip(runs, encoder(runs), strict=True))
-    return Batch(readings, vectors.__getitem__, encoder.width)
+class Memory:
+    """Vectors of the runs that were read last: popular chunks are retrieved again and again."""
+
+    def __init__(self, encoder: Encoder, tokens: int = 32_768) -> None:
+        """``tokens``: kept at most, about 3 kB each."""
+        self._encoder = encoder
+        self._tokens = tokens
+        self._kept: dict[Run, Tensor] = {}  # least recently used first
+
+    def batch(self, readings: Sequence[Reading]) -> Batch:
+        """A batch of readings; equal runs are encoded once."""
+        runs = list(dict.fromkeys(run for reading in readings for run in (*reading.said, *reading.evidence)))
+        missing = [run for run in runs if run not in self._kept]
+        vectors = dict(zip(missing, self._encoder(missing), strict=True))
+        vectors.update((run, self._kept.pop(run)) for run in runs if run in self._kept)
+        self._kept.update(vectors)
+        size = sum(len(kept) for kept in self._kept.values())
+        while size > self._tokens:
+            size -= len(self._kept.pop(next(iter(self._kept))))
+        return Batch(readings, vectors.__getitem__, self._encoder.width)
