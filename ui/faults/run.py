@@ -44,7 +44,7 @@ from ragblame.ui.faults.server import own_folder, start_in
 
 DEMOS: Final = 8  # joined into one corpus
 QUICK_DEMOS: Final = 1
-QUICK_CASES: Final = 3  # of each fault
+QUICK_CASES: Final = 2  # of each fault
 CONTROLS: Final = 2  # for each case of one fault: the rate of false alarms wants more
 HYBRID: Final = 0.5  # share of the chains with our own retriever; the others search nearest vectors only
 
