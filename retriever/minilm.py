@@ -5,20 +5,29 @@ over token vectors.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from langchain_core.embeddings import Embeddings
 
+from ragblame.errors import MissingExtraError, ModelError
 from ragblame.json_values import clean_text
-from ragblame.minilm_files import MODEL_NAME, MiniLM, find_folder, load
+from ragblame.minilm_files import MODEL_NAME, find_folder, verified
 
 if TYPE_CHECKING:
     import torch
 
 DIMENSIONS: Final = 384
 MAX_TOKENS: Final = 256  # the model's own limit (sentence_bert_config.json); later text is not read
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    tokenizer: Any
+    model: Any
 
 
 class MiniLMEmbeddings(Embeddings):
@@ -35,14 +44,14 @@ class MiniLMEmbeddings(Embeddings):
         self.folder = None if folder is None else Path(folder)
         self.batch_size = batch_size
         self._lock = threading.Lock()
-        self._loaded: MiniLM | None = None
+        self._loaded: _Loaded | None = None
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
         """One unit vector per text, in order. Raises ``ModelError`` or ``MissingExtraError``."""
         if not texts:
             return []
         with self._lock:  # a fast tokenizer refuses to be used by two threads at once
-            loaded = self._loaded = self._loaded or load(self.folder or find_folder())
+            loaded = self._loaded = self._loaded or _load(self.folder or find_folder())
             import torch
 
             # Similar lengths together: a batch is padded to its longest text.
@@ -61,7 +70,45 @@ class MiniLMEmbeddings(Embeddings):
         return self.embed_documents([text])[0]
 
 
-def _embed(loaded: MiniLM, texts: list[str]) -> "torch.Tensor":
+def _load(folder: Path) -> _Loaded:
+    """Tokenizer and model of ``folder``, after the weights proved to be the original file."""
+    verified(folder)
+    try:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError(
+            f"all-MiniLM-L6-v2 needs {error.name}: pip install 'ragblame[attribution]'"
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with _no_progress_bar():
+            model = AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"all-MiniLM-L6-v2 in {folder} cannot be loaded ({str(error).splitlines()[0]}): install it again"
+        ) from error
+    return _Loaded(tokenizer, model.eval())
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers draws one for 0.1 s of loading, over the caller's own."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+
+
+def _embed(loaded: _Loaded, texts: list[str]) -> "torch.Tensor":
     """Unit vectors [text, 384]: the mean of the last layer's token vectors, padding left out."""
     import torch
 

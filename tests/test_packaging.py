@@ -50,7 +50,7 @@ def test_wheel_holds_every_source_file_and_nothing_else(wheel: Path) -> None:
         source = ROOT / folder
         files = source.iterdir() if name == "ragblame" else source.rglob("*")
         for path in files:
-            is_model = path.parent.name == "model" and "world" in path.parts
+            is_model = path.parent.name == "model" or (path.suffix == ".json" and "verdicts" in path.parts)
             if path.is_file() and "__pycache__" not in path.parts and (path.suffix in SHIPPED or is_model):
                 wanted.add(f"{name.replace('.', '/')}/{path.relative_to(source).as_posix()}")
     with zipfile.ZipFile(wheel) as archive:

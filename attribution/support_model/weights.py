@@ -13,8 +13,8 @@ from typing import Any, Final
 from torch import Tensor
 
 from ragblame.attribution.support_model.network import Encoder, Reader
-from ragblame.errors import ModelError
-from ragblame.minilm_files import find_folder, load
+from ragblame.errors import MissingExtraError, ModelError
+from ragblame.minilm_files import WEIGHTS, find_folder, verified
 
 LEARNED: Final = "learned.safetensors"
 CARD: Final = "card.json"
@@ -32,9 +32,29 @@ class Parts:
 
 def fresh() -> Parts:
     """The encoder, and a reader that has learned nothing. Raises ``ModelError`` or ``MissingExtraError``."""
-    loaded = load(find_folder())
-    encoder = Encoder(loaded.model)
-    return Parts(Reader(encoder.width), encoder, loaded.tokenizer)
+    folder = verified(find_folder())
+    try:
+        import torch
+        from safetensors.torch import load_file
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError(
+            f"the support model needs {error.name}: pip install 'ragblame[attribution]'"
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # Not from_pretrained, which draws a bar over the caller's own progress.
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_config(config, dtype=torch.float32)
+        strange = model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"all-MiniLM-L6-v2 in {folder} cannot be loaded ({str(error).splitlines()[0]}): install it again"
+        ) from error
+    if missing := [name for name in strange.missing_keys if not name.startswith("pooler.")]:
+        raise ModelError(f"all-MiniLM-L6-v2 in {folder} lacks {missing[0]}: install it again")
+    encoder = Encoder(model.eval())
+    return Parts(Reader(encoder.width), encoder, tokenizer)
 
 
 def save(reader: Reader, folder: Path, card: dict[str, Any]) -> None:
