@@ -14,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 import ragblame.ui.launch
 from ragblame import database
 from ragblame.attribution.jobs.thresholds import store_thresholds
-from ragblame.attribution.verdicts.thresholds import Thresholds
+from ragblame.attribution.verdicts.thresholds import DEFAULT, Thresholds
 from ragblame.records import VerdictKind
 from ragblame.settings import load_settings
 from ragblame.traces import write_traces
@@ -302,9 +302,9 @@ def test_trace_page_tells_why_and_how_far(app: AppTest, ids: dict[str, UUID]) ->
 
 def test_the_same_failure_can_be_listed_alone(app: AppTest, database_url: str) -> None:
     """A signature in the address leaves the traces that failed alike, and says so above them."""
+    seed(database_url)
     with database.connect(database_url) as conn:
         many(conn, 3)
-        seed(database_url)
         row = reads.read_queue(conn, Filters()).rows[0]
     app.query_params["same"] = row.signature
     text = drawn(app.run())
@@ -317,7 +317,7 @@ def test_the_same_failure_can_be_listed_alone(app: AppTest, database_url: str) -
 def test_health_page_previews_thresholds(app: AppTest, ids: dict[str, UUID], database_url: str) -> None:
     """The active version is shown, and another one can be tried on history before anything changes."""
     app.switch_page("screens/health.py")
-    assert "default-1" in drawn(app.run())
+    assert DEFAULT.version in drawn(app.run())
     assert not [entry for entry in app.button if entry.label == "Preview"]
     with database.connect(database_url) as conn:
         store_thresholds(conn, Thresholds(version="strict-1", tau_nats=5.0), note="a trial")
