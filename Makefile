@@ -66,7 +66,7 @@ train: $(VENV)/.all  ## train the small model again from its seed (97 minutes on
 	@$(BIN)/python -m ragblame.attribution.world.training --seed 0 --out build/small-model
 
 # LABELS: files of labelled answers; the sources held out are neither learned from nor tuned on (examples.py).
-RUNS ?= 0 1
+RUNS ?= 1 2
 support-model: $(VENV)/.all  ## train the support model again (LABELS="a.jsonl.gz …"; 20 minutes a run on one core)
 	@for seed in $(RUNS); do $(BIN)/python -m ragblame.attribution.support_model.training $(LABELS) --seed $$seed --out build/support-model/$$seed || exit 1; done
 	@$(BIN)/python -m ragblame.attribution.support_model.fusing $(LABELS) $(RUNS:%=--run build/support-model/%/last)

@@ -1,6 +1,6 @@
 """Fits the fusion of rules and reader, and the thresholds that ship with it, on the tuning sources.
 
-Run: python -m ragblame.attribution.support_model.fusing FILE.jsonl.gz … [--run FOLDER …] [--alpha 0.25]
+Run: python -m ragblame.attribution.support_model.fusing FILE.jsonl.gz … [--run FOLDER …] [--alpha 0.3]
 where folders are training runs, which are joined into the model that ships.
 The reader was not trained on these sources and nothing here sees those that are held out. What is fitted are
 answers to questions of a set in which people found some wrong: claims, and sets where nothing is wrong, say
@@ -103,7 +103,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--alpha", type=float, default=0.25, help="share of unsupported answers missed")
+    parser.add_argument("--alpha", type=float, default=0.3, help="share of unsupported answers missed")
     parser.add_argument("--clear", type=float, default=0.5, help="clear_at as a part of flag_at")
     parser.add_argument("--run", type=Path, action="append", default=[], help="a training run to join")
     args = parser.parse_args()
