@@ -325,9 +325,18 @@ class _Run:
                 f"The support model left {reading.left_out} passages unread, those with fewest of the "
                 "answer's words: there were too many."
             )
+        if reading.read_to is not None:
+            notes.append(
+                f"The support model read the first {reading.read_to:,} characters of the answer; rules alone "
+                "read the rest."
+            )
         probabilities = fuse(reading, spans, findings)
         return tuple(
-            replace(finding, support=replace(finding.support, model=reading.model, probability=probability))
+            finding
+            if probability is None
+            else replace(
+                finding, support=replace(finding.support, model=reading.model, probability=probability)
+            )
             for finding, probability in zip(findings, probabilities, strict=True)
         ), notes
 

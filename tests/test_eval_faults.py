@@ -115,7 +115,8 @@ def test_quick_variant_names_what_was_put_in(database_url: str) -> None:
     assert {fault.value for fault in Fault} <= {line.rsplit(" ", 1)[0] for line in seen}
     table = next(table for table in evidence.tables if table.title == "What was drawn")
     drawn = {row[0]: row[1:] for row in table.rows}
-    assert all(sum(int(str(part)) for part in row[1:]) == row[0] for row in drawn.values())  # nothing is dropped silently
+    # nothing is dropped silently
+    assert all(sum(int(str(part)) for part in row[1:]) == row[0] for row in drawn.values())
     _assert_untouched(database_url)
 
 

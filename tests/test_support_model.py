@@ -16,7 +16,7 @@ from ragblame.attribution.evaluation.labelled import Label, LabelledAnswer, read
 from ragblame.attribution.support_model import weights
 from ragblame.attribution.support_model.cutting import MAX_RUN, Cutter, Run
 from ragblame.attribution.support_model.examples import Example, Part, example, examples, exchanged, part_of
-from ragblame.attribution.support_model.model import SupportModel
+from ragblame.attribution.support_model.model import AT_ONCE, MAX_ANSWER, SupportModel
 from ragblame.attribution.support_model.network import Memory
 from ragblame.attribution.support_model.token_classifier import TokenClassifier
 from ragblame.attribution.support_model.training import labels_of, train
@@ -137,6 +137,18 @@ def test_a_wrong_value_is_more_doubtful_than_the_right_one(model: SupportModel) 
 
     assert doubt(wrong, CHUNKS) > doubt(right, CHUNKS) + 1
     assert doubt(right, CHUNKS[1:]) > doubt(right, CHUNKS) + 1
+
+
+def test_a_long_answer_is_read_in_parts_and_a_very_long_one_in_part(model: SupportModel) -> None:
+    """Every token read has its probability, time and memory are bounded, and what was not read is told."""
+    sentence = "The warranty of the Orion pump is 36 months. "
+    long = model.read(QUESTION, sentence * 100, CHUNKS)
+    assert long.read_to is None
+    assert len(long.probabilities) == len(long.starts) > 2 * AT_ONCE - 600
+    assert long.ends[-1] == len((sentence * 100).rstrip())
+    huge = model.read(QUESTION, sentence * 20_000, CHUNKS)
+    assert huge.read_to == MAX_ANSWER
+    assert huge.ends[-1] <= MAX_ANSWER
 
 
 def test_probabilities_stand_at_the_answers_tokens(model: SupportModel) -> None:

@@ -5,7 +5,7 @@ a long one). So a chunk's vectors are the same whatever is asked, and their numb
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
@@ -57,6 +57,29 @@ class Reading:
     def tokens(self) -> int:
         """Tokens of the answer."""
         return len(self.starts)
+
+
+def parts_of(reading: Reading, most: int) -> list[Reading]:
+    """The reading in parts of whole runs with at most ``most`` answer tokens (or one run); same evidence."""
+    parts: list[Reading] = []
+    start = first = 0
+    for at in range(len(reading.said)):
+        end = start + sum(one.end - one.start for one in reading.said[first : at + 1])
+        following = reading.said[at + 1] if at + 1 < len(reading.said) else None
+        if following is None or end - start + following.end - following.start > most:
+            rows = slice(start, end)
+            parts.append(
+                replace(
+                    reading,
+                    said=reading.said[first : at + 1],
+                    starts=reading.starts[rows],
+                    ends=reading.ends[rows],
+                    stems=reading.stems[rows],
+                    flags=reading.flags[rows],
+                )
+            )
+            start, first = end, at + 1
+    return parts
 
 
 class Cutter:

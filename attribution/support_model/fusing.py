@@ -94,7 +94,7 @@ class _Fused:
         one = _Read(row, self._model)
         values = fusion.fuse(one.reading, one.spans, one.findings, self._weights)
         return [
-            ScoredSpan(start=span.start, end=span.end, score=value)
+            ScoredSpan(start=span.start, end=span.end, score=value or 0.0)
             for span, value in zip(one.spans, values, strict=True)
         ]
 

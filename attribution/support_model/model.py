@@ -8,14 +8,17 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from ragblame.attribution.support_model.cutting import Cutter
+from ragblame.attribution.support_model.cutting import Cutter, parts_of
 from ragblame.attribution.verdicts.learned import SupportReading
 from ragblame.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from ragblame.attribution.support_model.network import Memory, Reader
+
+MAX_ANSWER: Final = 16_000  # code points of an answer that are read; what comes later is for the rules
+AT_ONCE: Final = 768  # tokens of an answer that attend to each other
 
 
 class SupportModel:
@@ -48,19 +51,27 @@ class SupportModel:
         return cls(Cutter(parts.tokenizer), memory, readers, f"{card['name']}@{digest[:12]}")
 
     def read(self, question: str, answer: str, chunks: Sequence[str]) -> SupportReading:
-        """How likely each token of the answer, and anything in it, is unsupported."""
+        """How likely each token of the answer, and anything in it, is unsupported.
+
+        An answer of several parts is as doubtful as its most doubtful part.
+        """
         import torch
 
         with self._lock, torch.inference_mode():
-            reading = self._cutter.cut(question, answer, chunks)
-            batch = self._memory.batch([reading])
-            read = [reader(batch) for reader in self._readers]
-            token, whole = (torch.stack(logits).mean(0) for logits in zip(*read, strict=True))
+            reading = self._cutter.cut(question, answer[:MAX_ANSWER], chunks)
+            tokens, wholes = [], []
+            for part in parts_of(reading, AT_ONCE):
+                batch = self._memory.batch([part])
+                read = [reader(batch) for reader in self._readers]
+                token, whole = (torch.stack(logits).mean(0) for logits in zip(*read, strict=True))
+                tokens.append(token[0, : part.tokens])
+                wholes.append(whole)
         return SupportReading(
             model=self.name,
             starts=tuple(reading.starts.tolist()),
             ends=tuple(reading.ends.tolist()),
-            probabilities=tuple(token[0, : reading.tokens].sigmoid().tolist()),
-            answer_probability=float(whole[0].sigmoid()),
+            probabilities=tuple(torch.cat(tokens).sigmoid().tolist()),
+            answer_probability=float(torch.cat(wholes).max().sigmoid()),
             left_out=reading.left_out,
+            read_to=MAX_ANSWER if len(answer) > MAX_ANSWER else None,
         )

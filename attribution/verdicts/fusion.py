@@ -73,19 +73,28 @@ def fuse(
     spans: Sequence[Span],
     findings: Sequence[Finding],
     weights: Weights | None = None,
-) -> tuple[float, ...]:
-    """P(unsupported) of every span, [0, 1]; uncalibrated. ``weights``: None for those that ship.
+) -> tuple[float | None, ...]:
+    """P(unsupported) of every span, [0, 1]; uncalibrated; None for one that was not read. ``weights``: None
+    for those that ship.
 
     The worst span is as doubtful as the answer, and no other is more so. A reader other than the one that the
     weights were fitted to is taken at its word: a span is as doubtful as its most doubtful token.
     """
     chosen = weights or shipped()
+    end = reading.read_to
+    read = [end is None or span.end <= end for span in spans]
     if reading.model != chosen.model:
-        return tuple(sigmoid(max(reading.logits(span.start, span.end), default=_NOBODY)) for span in spans)
+        return tuple(
+            sigmoid(max(reading.logits(span.start, span.end), default=_NOBODY)) if is_read else None
+            for span, is_read in zip(spans, read, strict=True)
+        )
     found = [
         sigmoid(log_odds(span_features(reading, span, finding), chosen.span))
         for span, finding in zip(spans, findings, strict=True)
     ]
     whole = sigmoid(log_odds(answer_features(reading, findings), chosen.answer))
-    worst = max(range(len(found)), key=found.__getitem__, default=-1)
-    return tuple(whole if at == worst else min(whole, value) for at, value in enumerate(found))
+    worst = max((at for at in range(len(found)) if read[at]), key=found.__getitem__, default=-1)
+    return tuple(
+        None if not read[at] else whole if at == worst else min(whole, value)
+        for at, value in enumerate(found)
+    )

@@ -22,6 +22,7 @@ class SupportReading:
     probabilities: tuple[float, ...]  # P(unsupported), [0, 1], by token; as the model says, not calibrated
     answer_probability: float  # that anything in the answer is unsupported, [0, 1]
     left_out: int = 0  # passages that were not read, as there were too many
+    read_to: int | None = None  # code points of the answer: what comes later was not read; None: all was
 
     def logits(self, start: int, end: int) -> list[float]:
         """Log-odds of the tokens that touch [start, end) of the answer, each within ±12."""
