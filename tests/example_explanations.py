@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from ragblame.attribution.verdicts.thresholds import DEFAULT
 from ragblame.records import (
     Alignment,
     AlignmentState,
@@ -279,7 +280,7 @@ def _verdict(case: Case, span: int, part: Said) -> Verdict:
         fix=part.fix,
         evidence=() if part.chunk is None else (part.chunk,),
         other_causes=part.others,
-        thresholds_version="default",
+        thresholds_version=DEFAULT.version,
     )
 
 

@@ -120,9 +120,7 @@ def test_newer_database_is_refused(database_url: str, monkeypatch: pytest.Monkey
 def test_late_number_is_refused(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that sorts before applied ones, say from another branch, is not slipped in."""
     add_migrations(monkeypatch, {"0001_zebra.sql": "CREATE TABLE zebra ();"})
-    with pytest.raises(
-        MigrationError, match=rf"0001_zebra.sql would run after {ALL[-1]}: give it a higher"
-    ):
+    with pytest.raises(MigrationError, match=rf"0001_zebra.sql would run after {ALL[-1]}: give it a higher"):
         database.migrate(database_url)
 
 

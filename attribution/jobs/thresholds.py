@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ragblame.attribution.jobs.faults import database_faults
-from ragblame.attribution.verdicts.thresholds import DEFAULT, Thresholds, from_json
+from ragblame.attribution.verdicts.thresholds import DEFAULT, OWN, Thresholds, from_json
 from ragblame.errors import InputError
 from ragblame.json_values import clean_text
 
@@ -64,8 +64,8 @@ def read_thresholds(conn: "psycopg.Connection[Any]", version: str) -> Thresholds
 
 def find_thresholds(conn: "psycopg.Connection[Any]", version: str) -> Thresholds | None:
     """One version, or None when nobody stored it. Raises like ``read_active``."""
-    if version == DEFAULT.version:
-        return DEFAULT
+    if version in OWN:
+        return OWN[version]
     with database_faults("thresholds"):
         row = conn.execute(
             "SELECT thresholds FROM ragblame.calibration WHERE version = %s", (version,)

@@ -45,7 +45,8 @@ def fresh() -> Parts:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         # Not from_pretrained, which draws a bar over the caller's own progress.
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModel.from_config(config, dtype=torch.float32)
+        untyped: Any = AutoModel
+        model = untyped.from_config(config, dtype=torch.float32)
         strange = model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
     except (OSError, ValueError) as error:
         raise ModelError(

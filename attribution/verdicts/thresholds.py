@@ -136,3 +136,5 @@ def _check(values: Thresholds) -> None:
 
 
 DEFAULT: Final = from_json(json.loads(DEFAULT_FILE.read_text("utf-8")))  # as the program ships
+# Versions that the program shipped before: verdicts made with them can still be decided again.
+OWN: Final = {values.version: values for values in (Thresholds(), DEFAULT)}

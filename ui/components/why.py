@@ -6,7 +6,7 @@ from ragblame.ui.why import sections, verdict_of_check
 
 
 def why_verdict(found: Provenance) -> Node:
-    """Closed until it is asked for; open where something does not hold."""
+    """Closed until it is asked for; open where what was kept does not hold together."""
     parts: list[Node] = []
     for section in sections(found):
         facts = [
@@ -25,5 +25,5 @@ def why_verdict(found: Provenance) -> Node:
         *([] if found.is_whole else [check]),
         *parts,
         *([check] if found.is_whole else []),
-        attributes={} if found.is_whole else {"open": "open"},
+        attributes={"open": "open"} if found.problems else {},  # what was never kept is no alarm
     )
