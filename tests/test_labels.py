@@ -24,6 +24,7 @@ from ragblame.attribution.evaluation.gold_chunks import gold_chunks, most_named
 from ragblame.attribution.evaluation.labelled import Label, LabelledAnswer, read_labelled, sample_sources
 from ragblame.attribution.evaluation.labels import evaluate
 from ragblame.attribution.evaluation.lexical_baselines import LexicalView, score_trivially
+from ragblame.attribution.evaluation.span_scorers import TextOnly
 from ragblame.attribution.evaluation.sweep import Sweep, estimate, p_value, resamples, share
 from ragblame.errors import InputError
 from ragblame.records import Chunk
@@ -497,3 +498,24 @@ def test_the_human_labelled_sets(path: Path) -> None:
         title = f"{dataset}: gold chunks"
         mine = figure(evidence, title, ours, "answers, top-1")
         assert mine > figure(evidence, title, "random (expected)", "answers, top-1")
+
+
+def test_the_end_of_a_very_long_answer_is_ranked_by_the_rules() -> None:
+    """What the support model does not read is no fault of the answer: it is measured all the same."""
+    from ragblame.attribution.support_model.model import MAX_ANSWER, SupportModel
+
+    answer = "The warranty of the Orion pump is 36 months. " * (MAX_ANSWER // 40)
+    row = LabelledAnswer(
+        id="long",
+        dataset="set",
+        source_id="s",
+        question="How long is the warranty of the Orion pump?",
+        chunks=(Chunk(position=0, text="The warranty of the Orion pump is 36 months."),),
+        answer=answer,
+        labels=(),
+        support_sets=(),
+        model="",
+    )
+    found = TextOnly(SupportModel.load())(row)
+    assert found[0].start < MAX_ANSWER < found[-1].end
+    assert all(0 <= span.score <= 1 for span in found)

@@ -23,15 +23,18 @@ class SpanReader:
         self.model = ""
 
     def __call__(self, row: LabelledAnswer) -> Sequence[ScoredSpan]:
-        """Raises ``ModelError`` where no support model gives the spans a probability."""
+        """Raises ``ModelError`` where no support model gives the spans a probability. Spans that it did not
+        read, far behind in a very long answer, are left out: there is nothing to calibrate."""
         explanation = self._debugger.explain(question=row.question, chunks=row.chunks, answer=row.answer)
+        if explanation.supports and all(support.probability is None for support in explanation.supports):
+            raise ModelError(
+                "no support model reads the answers, so there is no probability to calibrate: set "
+                "RAGBLAME_SUPPORT_MODEL=shipped, or name one; the notes of `ragblame explain` say more"
+            )
         found = []
         for span, support in zip(explanation.spans, explanation.supports, strict=True):
             if support.probability is None or support.model is None:
-                raise ModelError(
-                    "no support model reads the answers, so there is no probability to calibrate: set "
-                    "RAGBLAME_SUPPORT_MODEL=shipped, or name one; the notes of `ragblame explain` say more"
-                )
+                continue
             if self.model not in ("", support.model):
                 raise ModelError(f"two support models read the answers, {self.model} and {support.model}")
             self.model = support.model

@@ -35,14 +35,19 @@ class TextOnly:
         """Raises ``ModelError`` when the support model cannot read the answer: rules would be another
         method."""
         explanation = self._debugger.explain(question=row.question, chunks=row.chunks, answer=row.answer)
+        # Spans far behind in a very long answer are not read; then the rules' order stands in for them.
+        if (
+            self._has_reader
+            and explanation.supports
+            and all(support.probability is None for support in explanation.supports)
+        ):
+            raise ModelError(f"{row.id}: {' '.join(explanation.notes)}")
         view = LexicalView(row)
         found = []
         for span, verdict, support in zip(
             explanation.spans, explanation.verdicts, explanation.supports, strict=True
         ):
             score = support.probability
-            if score is None and self._has_reader:
-                raise ModelError(f"{row.id}: {' '.join(explanation.notes)}")
             if score is None:
                 score = _tier(verdict) + _WIDTH * view.word_misses(span.start, span.end)
             found.append(
