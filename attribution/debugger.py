@@ -8,7 +8,7 @@ note, never a silent replacement: without a usable scorer the verdicts rest on t
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ragblame import __version__
 from ragblame.attribution.alignment import align_chunks
@@ -17,9 +17,9 @@ from ragblame.attribution.inputs import ChunkInput, PromptInput, trace_of
 from ragblame.attribution.repetitions import repetitions
 from ragblame.attribution.spans import segment
 from ragblame.attribution.verdicts.causes import judge
-from ragblame.attribution.verdicts.corpus_causes import asks_corpus, asks_freshness, look_into
-from ragblame.attribution.verdicts.fusion import fuse
-from ragblame.attribution.verdicts.learned import SupportReader, in_prompt
+from ragblame.attribution.verdicts.corpus_asking import Asking, ask_corpus
+from ragblame.attribution.verdicts.fusion import with_probabilities
+from ragblame.attribution.verdicts.learned import SupportReader
 from ragblame.attribution.verdicts.normalise import words
 from ragblame.attribution.verdicts.other_words import Reader, with_conflicts, with_reading
 from ragblame.attribution.verdicts.premises import by_probability, premises_of
@@ -28,14 +28,13 @@ from ragblame.attribution.verdicts.reading import settle
 from ragblame.attribution.verdicts.support import Finding, examine
 from ragblame.attribution.verdicts.table import Decision, Influence, asks_counterfactual, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT, Thresholds
-from ragblame.corpus import CorpusProbe, request_for
+from ragblame.corpus import CorpusProbe
 from ragblame.errors import AlignmentError, InputError, MissingExtraError, ModelError, RagblameError
 from ragblame.records import (
     Alignment,
     AlignmentState,
     Attribution,
     CoalitionValues,
-    CorpusLook,
     Cost,
     Explanation,
     Fitness,
@@ -75,6 +74,19 @@ class _Measured:
     layout: "Layout | None" = None  # None: the scorer cannot read the answer
     rewritten: dict[int, str | None] = field(default_factory=dict)  # by span: without what supports it
     notes: list[str] = field(default_factory=list)
+
+
+class Options(TypedDict, total=False):
+    """What every debugger takes, whatever its scorer; ``Debugger`` says what each means."""
+
+    max_exact_chunks: int
+    sampled_coalitions: int
+    sampled_precision: float
+    thresholds: Thresholds
+    probe: CorpusProbe | None
+    max_corpus_spans: int
+    checks_freshness: bool
+    support_reader: SupportReader | None
 
 
 class Debugger:
@@ -118,22 +130,14 @@ class Debugger:
         threads: int | None = None,
         batch_size: int = 16,
         cache_bytes: int = 1 << 29,
-        max_exact_chunks: int = 10,
-        sampled_coalitions: int = 256,
-        sampled_precision: float = 0.05,
         device: str | None = None,
-        thresholds: Thresholds = DEFAULT,
-        probe: CorpusProbe | None = None,
-        max_corpus_spans: int = MAX_CORPUS_SPANS,
-        checks_freshness: bool = False,
-        support_reader: SupportReader | None = None,
+        **options: Unpack[Options],
     ) -> "Debugger":
         """Load a scorer from a folder or the local cache, never from the network.
 
         ``model``: None for the shipped small model. ``is_own_model``: it wrote the answers. ``threads``: of
         torch, None for its default. ``cache_bytes``: keys and values that coalitions may share at once.
-        ``probe`` and what follows: as for the class.
-        Raises ``ModelError`` when it cannot be loaded, ``MissingExtraError``
+        ``options``: as for the class. Raises ``ModelError`` when it cannot be loaded, ``MissingExtraError``
         when torch or transformers is not installed.
         """
         try:
@@ -151,37 +155,12 @@ class Debugger:
             cache_bytes=cache_bytes,
             device=device,
         )
-        return cls(
-            scorer,
-            max_exact_chunks=max_exact_chunks,
-            sampled_coalitions=sampled_coalitions,
-            sampled_precision=sampled_precision,
-            thresholds=thresholds,
-            probe=probe,
-            max_corpus_spans=max_corpus_spans,
-            checks_freshness=checks_freshness,
-            support_reader=support_reader,
-        )
+        return cls(scorer, **options)
 
     @classmethod
-    def text_only(
-        cls,
-        *,
-        thresholds: Thresholds = DEFAULT,
-        probe: CorpusProbe | None = None,
-        max_corpus_spans: int = MAX_CORPUS_SPANS,
-        checks_freshness: bool = False,
-        support_reader: SupportReader | None = None,
-    ) -> "Debugger":
-        """Without a scorer: verdicts rest on the text alone. ``probe`` and what follows: as for the class."""
-        return cls(
-            None,
-            thresholds=thresholds,
-            probe=probe,
-            max_corpus_spans=max_corpus_spans,
-            checks_freshness=checks_freshness,
-            support_reader=support_reader,
-        )
+    def text_only(cls, **options: Unpack[Options]) -> "Debugger":
+        """Without a scorer: verdicts rest on the text alone. ``options``: as for the class."""
+        return cls(None, **options)
 
     def explain(
         self,
@@ -234,10 +213,12 @@ class _Run:
         self.sampled_coalitions = debugger.sampled_coalitions
         self.sampled_precision = debugger.sampled_precision
         self.thresholds = debugger.thresholds
-        self.probe = debugger.probe
         self.support_reader = debugger.support_reader
-        self.max_corpus_spans = debugger.max_corpus_spans
-        self.checks_freshness = debugger.checks_freshness
+        self.asking = Asking(
+            probe=debugger.probe,
+            max_spans=debugger.max_corpus_spans,
+            checks_freshness=debugger.checks_freshness,
+        )
         self.trace = trace
         self.should_abort = should_abort
         self.progress = progress
@@ -255,7 +236,10 @@ class _Run:
         findings = examine(
             trace.question, trace.answer, spans, trace.chunks, alignments if has_prompt else None
         )
-        findings, support_notes = self._read_support(spans, findings, alignments if has_prompt else None)
+        self._look("support", 0.5)
+        findings, support_notes = with_probabilities(
+            trace, spans, findings, alignments if has_prompt else None, self.support_reader
+        )
         measured = self._measure(alignments, spans, findings)
         findings = self._read_chunks(spans, findings, alignments if has_prompt else None, measured)
         self._look("verdict", 0.0)
@@ -278,7 +262,15 @@ class _Run:
             decisions.append(decision)
             verdicts.append(judge(trace, span, finding, decision, influence, self.thresholds))
         self.progress("verdict", 1.0)
-        looks, corpus_notes = self._look_into_corpus(spans, findings, verdicts, measured)
+        looks, corpus_notes = ask_corpus(
+            self.trace,
+            spans,
+            findings,
+            verdicts,
+            self.asking,
+            reader_of=lambda span: self._reader(span, measured),
+            look=lambda part: self._look("corpus", part),
+        )
         notes = [
             *([segmentation.note] if segmentation.note else []),
             *alignment_notes(alignments),
@@ -304,85 +296,6 @@ class _Run:
             program=__version__,
             thresholds_digest=self.thresholds.digest,
         )
-
-    def _read_support(
-        self, spans: Sequence[Span], findings: tuple[Finding, ...], alignments: Sequence[Alignment] | None
-    ) -> tuple[tuple[Finding, ...], list[str]]:
-        """The findings with what the learned reader says of each; what it cannot do becomes a note."""
-        if self.support_reader is None:
-            return findings, []
-        self._look("support", 0.5)
-        trace = self.trace
-        try:
-            reading = self.support_reader.read(
-                trace.question, trace.answer, in_prompt(trace.chunks, alignments)
-            )
-        except ModelError as error:
-            return findings, [f"The support model did not read this answer, so rules alone did: {error}"]
-        notes = []
-        if reading.left_out:
-            notes.append(
-                f"The support model left {reading.left_out} passages unread, those with fewest of the "
-                "answer's words: there were too many."
-            )
-        if reading.read_to is not None:
-            notes.append(
-                f"The support model read the first {reading.read_to:,} characters of the answer; rules alone "
-                "read the rest."
-            )
-        probabilities = fuse(reading, spans, findings)
-        return tuple(
-            finding
-            if probability is None
-            else replace(
-                finding, support=replace(finding.support, model=reading.model, probability=probability)
-            )
-            for finding, probability in zip(findings, probabilities, strict=True)
-        ), notes
-
-    def _look_into_corpus(
-        self,
-        spans: Sequence[Span],
-        findings: Sequence[Finding],
-        verdicts: list[Verdict],
-        measured: _Measured,
-    ) -> tuple[list[CorpusLook], list[str]]:
-        """Ask about the worst spans whose evidence is not in the prompt; their ``verdicts`` are replaced."""
-        if self.probe is None or not self.max_corpus_spans:
-            return [], []
-        flagged = [at for at, verdict in enumerate(verdicts) if asks_corpus(verdict, findings[at])]
-        flagged.sort(key=lambda at: (-verdicts[at].severity, at))
-        supported = [
-            at for at, verdict in enumerate(verdicts) if asks_freshness(verdict, findings[at], spans[at])
-        ]
-        wanted = [*flagged, *(supported if self.checks_freshness else [])]
-        chosen = wanted[: self.max_corpus_spans]
-        looks: list[CorpusLook] = []
-        notes = []
-        if len(chosen) < len(wanted):
-            notes.append(
-                f"The corpus was asked about {len(chosen)} of {len(wanted)} spans, the worst first: the "
-                "causes of the others do not look into it."
-            )
-        for done, at in enumerate(chosen):
-            self._look("corpus", done / len(chosen))
-            try:
-                request = request_for(self.trace, spans[at])
-                report = self.probe.probe(request)
-                read = self._reader(spans[at], measured)
-                verdicts[at], look = look_into(
-                    self.trace, spans[at], verdicts[at], findings[at], request, report, read
-                )
-            except Exception as error:  # the probe's own world: whatever it is, the verdicts stand
-                name = "" if isinstance(error, RagblameError) else f"{type(error).__name__}: "
-                left = len(chosen) - done
-                notes.append(
-                    f"The corpus was not asked about {left} span{'s' if left > 1 else ''}: "
-                    f"{name}{' '.join(str(error).split())[:300]}"
-                )
-                break  # the next would meet the same
-            looks.append(look)
-        return sorted(looks, key=lambda look: look.span), notes
 
     def _read_chunks(
         self,

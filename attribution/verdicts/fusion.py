@@ -10,14 +10,15 @@ words.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Final
 
-from ragblame.attribution.verdicts.learned import SupportReading, logit, sigmoid
+from ragblame.attribution.verdicts.learned import SupportReader, SupportReading, in_prompt, logit, sigmoid
 from ragblame.attribution.verdicts.support import Finding
-from ragblame.records import Span, SupportState
+from ragblame.errors import ModelError
+from ragblame.records import Alignment, Span, SupportState, Trace
 
 WEIGHTS: Final = Path(__file__).with_name("fusion.json")
 _NOBODY: Final = -8.0  # log-odds of a span without a token
@@ -98,3 +99,39 @@ def fuse(
         None if not read[at] else whole if at == worst else min(whole, value)
         for at, value in enumerate(found)
     )
+
+
+def with_probabilities(
+    trace: Trace,
+    spans: Sequence[Span],
+    findings: tuple[Finding, ...],
+    alignments: Sequence[Alignment] | None,
+    reader: SupportReader | None,
+) -> tuple[tuple[Finding, ...], list[str]]:
+    """The findings with what the reader says of each, and notes; what it cannot do is a note, too.
+
+    ``alignments``: None where the prompt is not known. ``reader``: None for rules alone.
+    """
+    if reader is None:
+        return findings, []
+    try:
+        reading = reader.read(trace.question, trace.answer, in_prompt(trace.chunks, alignments))
+    except ModelError as error:
+        return findings, [f"The support model did not read this answer, so rules alone did: {error}"]
+    notes = []
+    if reading.left_out:
+        notes.append(
+            f"The support model left {reading.left_out} passages unread, those with fewest of the "
+            "answer's words: there were too many."
+        )
+    if reading.read_to is not None:
+        notes.append(
+            f"The support model read the first {reading.read_to:,} characters of the answer; rules alone "
+            "read the rest."
+        )
+    return tuple(
+        finding
+        if probability is None
+        else replace(finding, support=replace(finding.support, model=reading.model, probability=probability))
+        for finding, probability in zip(findings, fuse(reading, spans, findings), strict=True)
+    ), notes
