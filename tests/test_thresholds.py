@@ -338,7 +338,7 @@ def test_the_blast_radius_counts_what_shares_the_failure(connection: Connection)
         "retrieved this chunk": (2, 2),
     }
     reaches = reads_radius.read_radius(connection, trace_id, span)
-    assert text_of(blast_radius(reaches) or "").startswith("Blast radius24 h7 d")
+    assert text_of(blast_radius(reaches) or "").startswith("Blast radius: ")
     unflagged = next(verdict.span for verdict in first.verdicts if not verdict.is_flagged)
     assert reads_radius.read_radius(connection, trace_id, unflagged) == ()
 

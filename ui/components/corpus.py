@@ -24,7 +24,7 @@ def corpus_section(page: TracePage, span: int) -> Node | None:
     look = looks[span]
     rows = [_row(evidence, look) for evidence in verdict.corpus_evidence]
     if not rows:
-        rows = [el("p", "quiet", "No row says it, or states another value in its place.")]
+        rows = [el("p", "quiet", "No row beyond those retrieved says it, or states another value.")]
     return el(
         "section",
         "corpus",

@@ -8,13 +8,20 @@ from ragblame.ui.reads_radius import Reach
 
 
 def blast_radius(reaches: Sequence[Reach]) -> Node | None:
-    """A small table; None where nothing is known."""
+    """Its narrowest count, with the table of all folded below: the verdict keys must stay on the screen.
+
+    None where nothing is known.
+    """
     if not reaches:
         return None
-    head = el("tr", "", el("th", "", "Blast radius"), el("th", "number", "24 h"), el("th", "number", "7 d"))
+    first = reaches[0]
+    more = "+" if first.is_partial else ""
+    counts = f"{first.day:,}{more} in 24 h, {first.week:,}{more} in 7 d"
+    head = el("tr", "", el("th", "", "Traces with"), el("th", "number", "24 h"), el("th", "number", "7 d"))
     return el(
-        "div",
+        "details",
         "radius",
+        el("summary", "", f"Blast radius: {first.what}, {counts}"),
         el("table", "", el("thead", "", head), el("tbody", "", *[_row(reach) for reach in reaches])),
     )
 
