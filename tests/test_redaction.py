@@ -526,35 +526,6 @@ def test_many_secrets_cost_no_more_than_few() -> None:
     assert set(shown.prompt[0].text) == {MASK, " "}
 
 
-ORDINARY = """the gateway restarts after its timeout of 90 s and then asks the north basin for pressure values
-see runbook section 4.2 or call the shift lead port: 8443 retries=3 on 2024-05-06 at 10:15 error E1042
-https://wiki.example.com/ops/gateway?rev=12 token key password rotation is described elsewhere"""
-
-
-def test_an_ordinary_trace_costs_little() -> None:
-    """A trace of 40 kB (8 chunks, alone and in the prompt) takes about 1 ms, with every rule on about 2."""
-    rng = random.Random(3)
-    vocabulary = ORDINARY.split()
-    texts = [" ".join(rng.choices(vocabulary, k=400))[:2_400] for _ in range(8)]
-    trace = trace_of(
-        question="How long is the timeout?",
-        chunks=tuple(
-            Chunk(position=i, text=text, metadata={"source": "a.md"}) for i, text in enumerate(texts)
-        ),
-        prompt=(Message(role="system", text="Answer from:\n" + "\n\n".join(texts)),),
-        answer=texts[0][:800],
-    )
-    size = sum(map(len, texts)) + len(trace.prompt[0].text) + len(trace.answer)
-    for redactor, bound in ((Redactor(), 2.0), (Redactor(personal=True), 4.0)):  # measured 1.1 and 2.4 ms
-        costs = []
-        for _ in range(20):
-            began = time.process_time()
-            redactor.redact(trace)
-            costs.append((time.process_time() - began) * 1_000)
-        print(f"{size:,} code points, {redactor}: {min(costs):.2f} ms")
-        assert min(costs) < bound
-
-
 # The whole way ------------------------------------------------------------
 
 
