@@ -39,8 +39,9 @@ demo: $(VENV)/.all  ## a real chain over real PostgreSQL, attributed, in the tri
 ui: $(VENV)/.all  ## the triage page on the configured database
 	@$(BIN)/ragblame ui
 
-test: $(VENV)/.dev  ## the whole test suite, real PostgreSQL and Chromium
-	@$(BIN)/python -m pytest -q
+# A file of tests at a time in each process, which has a server of its own; torch's threads would only collide.
+test: $(VENV)/.dev  ## the whole test suite, real PostgreSQL and Chromium (about ten minutes on two cores)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-browser: $(VENV)/.dev  ## only the tests that drive Chromium
 	@$(BIN)/python -m pytest -q -m browser

@@ -7,7 +7,8 @@ that a trace was committed by PostgreSQL or synced to the spool, and its id was 
 that synced. What a killed host still held in memory was never acknowledged; how much that was is told in the
 table, too, and so is what was dropped because the spool was full. *Added latency* is the 99th percentile of
 the captured hosts' answers minus that of the control's in the same windows; an outage's window ends when the
-replay of what was spooled is over. At the end everything is replayed, and the ledgers are held against the
+replay of what was spooled is over. On a machine whose processors are all in use, capture's own work makes
+answers wait in calm windows, too: what of it an outage adds is told beside the whole. At the end everything is replayed, and the ledgers are held against the
 tables: every id once, with all its chunks and one job.
 With `--quick` every fault comes once, shortly, at a lower rate: that checks exactness, not latency.
 Run: python benchmarks/fault_soak.py [--minutes 20 | --quick] [--json] [--write]
@@ -357,8 +358,8 @@ def percentiles(seconds: NDArray[np.float64]) -> tuple[float, float]:
     return float(middle) * 1e3, float(high) * 1e3
 
 
-def latency_rows(soak: Soak) -> tuple[list[dict[str, Any]], float]:
-    """A row a kind of window, and the p99 added during all outages together."""
+def latency_rows(soak: Soak) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """A row a kind of window, and the p99 that capture adds in each, by the same names."""
     captured, control = read_samples(soak.folder, ["a", "b"]), read_samples(soak.folder, ["control"])
     starting = [
         Window("starting", start, start + STARTING_SECONDS)
@@ -368,7 +369,7 @@ def latency_rows(soak: Soak) -> tuple[list[dict[str, Any]], float]:
     ]
     is_starting = in_windows(captured, starting), in_windows(control, starting)
     rows = []
-    outage = float("nan")
+    added: dict[str, float] = {}
     kinds = dict.fromkeys(window.name for window in soak.windows)
     for kind in [*kinds, "host starting", "all outages"]:
         if kind == "host starting":
@@ -380,6 +381,7 @@ def latency_rows(soak: Soak) -> tuple[list[dict[str, Any]], float]:
                 in_windows(control, windows) & ~is_starting[1],
             )
         ours, theirs = percentiles(captured[chosen[0], 1]), percentiles(control[chosen[1], 1])
+        added[kind] = ours[1] - theirs[1]
         rows.append(
             {
                 "while": kind,
@@ -389,11 +391,10 @@ def latency_rows(soak: Soak) -> tuple[list[dict[str, Any]], float]:
                 "p99 ms": round(ours[1], 2),
                 "control p50": round(theirs[0], 2),
                 "control p99": round(theirs[1], 2),
-                "p99 added ms": round(ours[1] - theirs[1], 2),
+                "p99 added ms": round(added[kind], 2),
             }
         )
-        outage = ours[1] - theirs[1]
-    return rows, outage
+    return rows, added
 
 
 def main() -> None:
@@ -424,7 +425,7 @@ def main() -> None:
                         host.process.wait()
             drain(server, data_dir)
             found = tally(server, folder, data_dir)
-            rows, outage = latency_rows(soak)
+            rows, added = latency_rows(soak)
             totals = inspect_spool(data_dir / "spool").counts
             noise = [line for host in soak.hosts for line in soak.log(host).splitlines()]
     finally:
@@ -451,7 +452,8 @@ def main() -> None:
         bar("traces stored in part", found.partial, "<=", 0),
         bar("traces left on the spool", found.pending, "<=", 0),
         bar("exceptions in a chain or callback", failures, "<=", 0),
-        bar("p99 added during outages, ms", round(outage, 2), "<=", 2),
+        bar("p99 added during outages, ms", round(added["all outages"], 2), "<=", 2),
+        bar("of it, beyond calm windows, ms", round(added["all outages"] - added["calm"], 2), "<=", 2),
         bar("answers a second", round(rate, 1), ">=", 200),
         bar("minutes", round(took / 60, 2), ">=", 20),
     ]

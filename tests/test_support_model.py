@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ragblame.attribution.evaluation.labelled import Label, LabelledAnswer, read_labelled
 from ragblame.attribution.support_model import weights
 from ragblame.attribution.support_model.cutting import MAX_RUN, Cutter, Run
+from ragblame.attribution.support_model.encoder import LAYERS
 from ragblame.attribution.support_model.examples import Example, Part, example, examples, exchanged, part_of
 from ragblame.attribution.support_model.model import AT_ONCE, MAX_ANSWER, SupportModel
 from ragblame.attribution.support_model.network import Memory
@@ -22,6 +23,7 @@ from ragblame.attribution.support_model.token_classifier import TokenClassifier
 from ragblame.attribution.support_model.training import labels_of, train
 from ragblame.attribution.verdicts.learned import logit, sigmoid
 from ragblame.errors import ModelError
+from ragblame.minilm_files import find_folder
 from ragblame.records import Chunk
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -84,6 +86,25 @@ def test_with_too_many_chunks_those_with_the_answers_words_are_read(cutter: Cutt
     assert len(reading.evidence_stems) <= 300
     assert reading.left_out > 0
     assert 8 in reading.evidence_chunks
+
+
+def test_the_packed_encoder_is_the_original(cutter: Cutter) -> None:
+    """Runs of any lengths, packed into one row, have the vectors that transformers gives each run alone."""
+    from transformers import AutoModel
+
+    folder = find_folder()
+    original = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    readings = [
+        cutter.cut(QUESTION, "It is 36 months.", CHUNKS),
+        cutter.cut("Who?", "Nobody knows that. " * 60, ["x " * 700, "y"]),
+        cutter.cut("q", "🙂", []),
+    ]
+    runs = [run for reading in readings for run in (*reading.said, *reading.evidence)]
+    for run, ours in zip(runs, weights.fresh().encoder(runs), strict=True):
+        with torch.inference_mode():
+            states = original(torch.tensor([run.ids]), output_hidden_states=True).hidden_states
+        wanted = torch.cat([states[layer][0] for layer in LAYERS], -1)[run.start : run.end]
+        assert torch.allclose(ours, wanted, atol=1e-4)
 
 
 def test_reading_together_is_reading_alone(cutter: Cutter) -> None:

@@ -7,7 +7,7 @@ most doubtful tokens and from counts of missing words.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from ragblame.attribution.support_model.cutting import Reading, Run
+from ragblame.attribution.support_model.encoder import Encoder
 from ragblame.attribution.support_model.lexical import ANSWER_FLAGS, COUNTS, EVIDENCE_FLAGS
 
-LAYERS: Final = (3, 6)  # of the encoder, whose outputs are taken
 WIDTH: Final = 128
 HEADS: Final = 4
 BLOCKS: Final = 2
@@ -64,13 +64,14 @@ class Block(nn.Module):
         self.drop = nn.Dropout(_DROP)
 
     def forward(self, x: Tensor, y: Tensor, own_mask: Tensor, mask: Tensor, same: Tensor) -> Tensor:
-        """``same`` [answer, i, j, 2]; masks are 0 or very negative, [answer, 1, 1, j]."""
+        """``same`` [answer, 2, i, j]; masks are 0 or very negative, [answer, 1, 1, j]."""
         place = torch.arange(x.shape[1])
         apart = (place[None, :] - place[:, None]).clamp(-REACH, REACH) + REACH
         own = self.distance[:, apart][None] + own_mask
         z = self.norms[0](x)
         x = x + self.drop(self.own(z, z, own))
-        bias = torch.einsum("bijk,hk->bhij", same, self.same) + mask
+        word, pair = self.same[:, :, None, None].unbind(1)  # [head, 1, 1]
+        bias = same[:, :1] * word + same[:, 1:] * pair + mask
         x = x + self.drop(self.across(self.norms[1](x), y, bias))
         return x + self.drop(self.feed(self.norms[2](x)))  # type: ignore[no-any-return]
 
@@ -79,7 +80,7 @@ class Reader(nn.Module):
     """``forward`` takes a ``Batch`` and gives logits of being unsupported."""
 
     def __init__(self, input_width: int) -> None:
-        """``input_width``: of the encoder's vectors, all ``LAYERS`` side by side."""
+        """``input_width``: of the encoder's vectors, all its ``LAYERS`` side by side."""
         super().__init__()
         self.inputs = nn.Sequential(
             nn.LayerNorm(input_width), nn.Dropout(_DROP), nn.Linear(input_width, WIDTH)
@@ -111,7 +112,7 @@ class Reader(nn.Module):
         own_mask = torch.zeros(batch.inside.shape).masked_fill(~batch.inside, low)[:, None, None, :]
         there = nn.functional.pad(batch.there, (1, 0), value=True)
         mask = torch.zeros(there.shape).masked_fill(~there, low)[:, None, None, :]
-        same = nn.functional.pad(batch.same, (0, 0, 1, 0))
+        same = nn.functional.pad(batch.same, (1, 0))
         for block in self.blocks:
             x = block(x, y, own_mask, mask, same)
         x = self.last(x)
@@ -131,33 +132,6 @@ class Reader(nn.Module):
         return x + gelu(self.local(x.transpose(1, 2)).transpose(1, 2))
 
 
-class Encoder:
-    """The frozen sentence encoder: vectors of runs, [used token, layers x width]."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.width = len(LAYERS) * int(model.config.hidden_size)
-
-    @torch.inference_mode()
-    def __call__(self, runs: Sequence[Run]) -> list[Tensor]:
-        """In the order given; similar lengths are encoded together."""
-        order = sorted(range(len(runs)), key=lambda index: len(runs[index].ids))
-        found: list[Tensor] = [torch.empty(0)] * len(runs)
-        for first in range(0, len(order), 16):
-            some = order[first : first + 16]
-            longest = max(len(runs[index].ids) for index in some)
-            ids = torch.zeros((len(some), longest), dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, index in enumerate(some):
-                ids[row, : len(runs[index].ids)] = torch.tensor(runs[index].ids)
-                mask[row, : len(runs[index].ids)] = 1
-            states = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
-            joined = torch.cat([states[layer] for layer in LAYERS], -1)
-            for row, index in enumerate(some):
-                found[index] = joined[row, runs[index].start : runs[index].end]
-        return found
-
-
 class Batch:
     """Readings of several answers, with their vectors, as padded tensors."""
 
@@ -170,7 +144,7 @@ class Batch:
         self.evidence_flags = torch.zeros(count, most, len(EVIDENCE_FLAGS))
         self.inside = torch.zeros(count, tokens, dtype=torch.bool)
         self.there = torch.zeros(count, most, dtype=torch.bool)
-        self.same = torch.zeros(count, tokens, most, 2)
+        self.same = torch.zeros(count, 2, tokens, most)  # same word, same pair
         self.counts = torch.stack([torch.from_numpy(reading.counts) for reading in readings])
         for row, reading in enumerate(readings):
             here, there = reading.tokens, len(reading.evidence_stems)
@@ -188,8 +162,8 @@ class Batch:
             pair = np.zeros_like(equal)
             pair[1:, 1:] = equal[1:, 1:] & equal[:-1, :-1]
             pair[:-1, :-1] |= equal[1:, 1:] & equal[:-1, :-1]
-            self.same[row, :here, :there, 0] = torch.from_numpy(equal & (reading.flags[:, :1] > 0))  # content
-            self.same[row, :here, :there, 1] = torch.from_numpy(pair)
+            self.same[row, 0, :here, :there] = torch.from_numpy(equal & (reading.flags[:, :1] > 0))  # content
+            self.same[row, 1, :here, :there] = torch.from_numpy(pair)
 
 
 class Memory:

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from ragblame.attribution.support_model.network import Encoder, Reader
+from ragblame.attribution.support_model.encoder import Encoder
+from ragblame.attribution.support_model.network import Reader
 from ragblame.errors import MissingExtraError, ModelError
 from ragblame.minilm_files import WEIGHTS, find_folder, verified
 

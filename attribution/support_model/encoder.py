@@ -1,0 +1,89 @@
+"""The frozen sentence encoder, run on packed tokens: vectors of runs, none of them padded.
+
+A run of 170 tokens beside three of 100 would be padded to four of 170, a third more work than there is. Here
+the tokens of all runs stand in one row, through every matrix product at once, and only attention goes run by
+run. Layers above the last that is wanted are not run.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
+
+from ragblame.attribution.support_model.cutting import Run
+
+LAYERS: Final = (3, 6)  # whose outputs are taken
+_TOKENS: Final = 8_192  # in one row at most, or one run: bounds memory
+
+
+class Encoder:
+    """Vectors of runs, [used token, layers x width], as the model gives them for each run alone."""
+
+    def __init__(self, model: Any) -> None:
+        """``model``: a transformers ``BertModel`` in evaluation; its weights are shared but for queries, keys
+        and values, which are joined into one matrix."""
+        self._embeddings = model.embeddings
+        self._layers = [_Layer(layer) for layer in model.encoder.layer[: max(LAYERS)]]
+        self.width = len(LAYERS) * int(model.config.hidden_size)
+
+    @torch.inference_mode()
+    def __call__(self, runs: Sequence[Run]) -> list[Tensor]:
+        """In the order given."""
+        found: list[Tensor] = []
+        start = 0
+        while start < len(runs):
+            end, size = start + 1, len(runs[start].ids)
+            while end < len(runs) and size + len(runs[end].ids) <= _TOKENS:
+                size += len(runs[end].ids)
+                end += 1
+            found.extend(self._row(runs[start:end]))
+            start = end
+        return found
+
+    def _row(self, runs: Sequence[Run]) -> list[Tensor]:
+        sizes = [len(run.ids) for run in runs]
+        x = self._embeddings(
+            input_ids=torch.tensor([[number for run in runs for number in run.ids]]),
+            position_ids=torch.cat([torch.arange(size) for size in sizes])[None],
+        )[0]
+        wanted = []
+        for number, layer in enumerate(self._layers, 1):
+            x = layer(x, sizes)
+            if number in LAYERS:
+                wanted.append(x)
+        joined = torch.cat(wanted, -1).split(sizes)
+        return [rows[run.start : run.end].clone() for rows, run in zip(joined, runs, strict=True)]
+
+
+class _Layer:
+    """One layer of BERT: attention, then the feed-forward network, each added and normalised."""
+
+    def __init__(self, layer: Any) -> None:
+        own = layer.attention.self
+        self.heads = int(own.num_attention_heads)
+        self.read = [
+            torch.cat([getattr(part, name).detach() for part in (own.query, own.key, own.value)])
+            for name in ("weight", "bias")
+        ]
+        self.out, self.attended = layer.attention.output.dense, layer.attention.output.LayerNorm
+        self.wide, self.narrow = layer.intermediate.dense, layer.output.dense
+        self.fed = layer.output.LayerNorm
+
+    def __call__(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """``x`` [token of all runs, width]; ``sizes``: tokens of each run."""
+        # [3, head, token, width of a head]
+        read = linear(x, *self.read).view(len(x), 3, self.heads, -1).permute(1, 2, 0, 3)
+        seen = torch.cat(
+            [
+                scaled_dot_product_attention(*(part[None] for part in run))[0].transpose(0, 1)
+                for run in read.split(list(sizes), 2)
+            ]
+        )
+        x = self._add(x, self.out(seen.reshape(len(x), -1)), self.attended)
+        return self._add(x, self.narrow(gelu(self.wide(x))), self.fed)
+
+    @staticmethod
+    def _add(x: Tensor, change: Tensor, norm: Any) -> Tensor:
+        return layer_norm(x + change, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
