@@ -8,8 +8,8 @@ that synced. What a killed host still held in memory was never acknowledged; how
 table, too, and so is what was dropped because the spool was full. *Added latency* is the 99th percentile of
 the captured hosts' answers minus that of the control's in the same windows; an outage's window ends when the
 replay of what was spooled is over. On a machine whose processors are all in use, capture's own work makes
-answers wait in calm windows, too: what of it an outage adds is told beside the whole. At the end everything is replayed, and the ledgers are held against the
-tables: every id once, with all its chunks and one job.
+answers wait in calm windows, too: what of it an outage adds is told beside the whole. At the end everything
+is replayed, and the ledgers are held against the tables: every id once, with all its chunks and one job.
 With `--quick` every fault comes once, shortly, at a lower rate: that checks exactness, not latency.
 Run: python benchmarks/fault_soak.py [--minutes 20 | --quick] [--json] [--write]
 """

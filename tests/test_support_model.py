@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ragblame.attribution.evaluation.labelled import Label, LabelledAnswer, read_labelled
 from ragblame.attribution.support_model import weights
 from ragblame.attribution.support_model.cutting import MAX_RUN, Cutter, Run
-from ragblame.attribution.support_model.encoder import LAYERS
+from ragblame.attribution.support_model.encoder import LAYERS, Encoder
 from ragblame.attribution.support_model.examples import Example, Part, example, examples, exchanged, part_of
 from ragblame.attribution.support_model.model import AT_ONCE, MAX_ANSWER, SupportModel
 from ragblame.attribution.support_model.network import Memory
@@ -88,23 +88,42 @@ def test_with_too_many_chunks_those_with_the_answers_words_are_read(cutter: Cutt
     assert 8 in reading.evidence_chunks
 
 
-def test_the_packed_encoder_is_the_original(cutter: Cutter) -> None:
-    """Runs of any lengths, packed into one row, have the vectors that transformers gives each run alone."""
+def original_encoder() -> Any:
     from transformers import AutoModel
 
-    folder = find_folder()
-    original = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    return AutoModel.from_pretrained(find_folder(), local_files_only=True).eval()
+
+
+def test_the_packed_encoder_is_the_original(cutter: Cutter) -> None:
+    """Runs of any lengths, packed into one row, have the vectors that transformers gives each run alone."""
+    original = original_encoder()
     readings = [
         cutter.cut(QUESTION, "It is 36 months.", CHUNKS),
         cutter.cut("Who?", "Nobody knows that. " * 60, ["x " * 700, "y"]),
         cutter.cut("q", "🙂", []),
     ]
     runs = [run for reading in readings for run in (*reading.said, *reading.evidence)]
-    for run, ours in zip(runs, weights.fresh().encoder(runs), strict=True):
+    for run, ours in zip(runs, Encoder(original_encoder(), torch.float32)(runs), strict=True):
         with torch.inference_mode():
             states = original(torch.tensor([run.ids]), output_hidden_states=True).hidden_states
         wanted = torch.cat([states[layer][0] for layer in LAYERS], -1)[run.start : run.end]
         assert torch.allclose(ours, wanted, atol=1e-4)
+
+
+def test_half_precision_moves_no_probability(cutter: Cutter) -> None:
+    """Where a processor is fast in bfloat16, the shipped model says what it says elsewhere."""
+    readers = weights.load_learned(weights.fresh(), weights.SHIPPED)[0]
+    readings = [
+        cutter.cut(QUESTION, f"The warranty of the Orion pump is {months} months.", CHUNKS)
+        for months in (24, 36)
+    ]
+    said = []
+    for dtype in (torch.float32, torch.bfloat16):
+        batch = Memory(Encoder(original_encoder(), dtype)).batch(readings)
+        with torch.inference_mode():
+            said.append([reader(batch)[1].sigmoid() for reader in readers])
+    for exact, half in zip(*said, strict=True):
+        assert torch.allclose(exact, half, atol=0.02)
 
 
 def test_reading_together_is_reading_alone(cutter: Cutter) -> None:

@@ -18,12 +18,22 @@ LAYERS: Final = (3, 6)  # whose outputs are taken
 _TOKENS: Final = 8_192  # in one row at most, or one run: bounds memory
 
 
+def native_dtype() -> torch.dtype:
+    """bfloat16 on processors that have instructions for its products, else float32."""
+    tests = (
+        "_is_avx512_bf16_supported",
+        "_is_amx_tile_supported",
+    )  # of the library, in versions that have them
+    return torch.bfloat16 if any(getattr(torch.cpu, name, bool)() for name in tests) else torch.float32
+
+
 class Encoder:
     """Vectors of runs, [used token, layers x width], as the model gives them for each run alone."""
 
-    def __init__(self, model: Any) -> None:
-        """``model``: a transformers ``BertModel`` in evaluation; its weights are shared but for queries, keys
-        and values, which are joined into one matrix."""
+    def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
+        """``model``: a transformers ``BertModel`` in evaluation, which this takes for itself. ``dtype``: None
+        for the fastest of this machine."""
+        model.to(dtype or native_dtype())
         self._embeddings = model.embeddings
         self._layers = [_Layer(layer) for layer in model.encoder.layer[: max(LAYERS)]]
         self.width = len(LAYERS) * int(model.config.hidden_size)
