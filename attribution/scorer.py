@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ragblame.attribution.kv_pool import LayerShape
+from ragblame.attribution.last_layer import LastLayer
 from ragblame.attribution.layout import Layout
 from ragblame.attribution.loading import digest_state, load
 from ragblame.attribution.sweep import Engine, Sweep, shareable_state
@@ -115,6 +116,7 @@ class TransformersScorer:
         weight = model.get_input_embeddings().weight
         assert isinstance(weight, Tensor)
         self.vocabulary = int(weight.shape[0])
+        self._last_layer = LastLayer(model)
         _check_causal(self, self.vocabulary)
         self._state = shareable_state(self)  # what a prefix tree keeps, or why there can be none
 
@@ -246,13 +248,14 @@ class TransformersScorer:
     ) -> Tensor:
         """Log-probabilities of the answer in each row of ``input_ids``, float32, shape [row, answer token].
 
-        Row r holds its prompt in ``[0, starts[r])``, then the answer, then padding. ``extra``: more arguments
+        Row r holds its prompt in ``[0, starts[r])``, then the answer, whose last token may be left out, then
+        padding. ``extra``: more arguments
         of the model, such as a cache of what stands before. Keeps the autograd graph when gradients are
         enabled.
         """
         first = min(starts) - 1
         kept = input_ids.shape[1] - first
-        with self.float32_head():
+        with self.float32_head(), self._last_layer.rows_from(first):
             if "logits_to_keep" in self.accepts:
                 extra["logits_to_keep"] = kept
             output = self.model(input_ids=input_ids, **{"use_cache": False, **extra})

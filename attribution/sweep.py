@@ -116,14 +116,14 @@ class Sweep:
 
     def _can_join(self, batch: Sequence[Row], row: Row, pool: KvPool | None) -> bool:
         """Whether a row may join a batch that is sorted by computed tokens, of which it has the most."""
-        answer = len(self._answer)
+        answer = len(self._answer) - 1  # tokens that are read
         count = len(batch) + 1
         length = len(row.prompt) - row.start + answer
         spread = length - (len(batch[0].prompt) - batch[0].start + answer)
         fits = (
             count <= self._limit
             and count * length <= MAX_BATCH_TOKENS
-            and count * (spread + answer) * self._scorer.vocabulary <= MAX_LOGITS
+            and count * (spread + answer + 1) * self._scorer.vocabulary <= MAX_LOGITS
             and spread <= max(MAX_SPREAD, answer)
         )
         if not fits or pool is None:
@@ -140,7 +140,7 @@ class Sweep:
 
     def _forward(self, batch: Sequence[Row], pool: KvPool | None) -> NDArray[np.float32]:
         """Log-probabilities of the answer after each row, shape [row, answer token]."""
-        new = [row.prompt[row.start :] + self._answer for row in batch]
+        new = [row.prompt[row.start :] + self._answer[:-1] for row in batch]  # after the last, nothing
         length = max(map(len, new))
         ids = np.full((len(batch), length), self._answer[-1], np.int64)
         for line, tokens in zip(ids, new, strict=True):

@@ -63,7 +63,7 @@ class Encoder:
             x = layer(x, sizes)
             if number in LAYERS:
                 wanted.append(x)
-        joined = torch.cat(wanted, -1).split(sizes)
+        joined = torch.split(torch.cat(wanted, -1), sizes)
         return [rows[run.start : run.end].clone() for rows, run in zip(joined, runs, strict=True)]
 
 
@@ -88,7 +88,7 @@ class _Layer:
         seen = torch.cat(
             [
                 scaled_dot_product_attention(*(part[None] for part in run))[0].transpose(0, 1)
-                for run in read.split(list(sizes), 2)
+                for run in torch.split(read, list(sizes), 2)
             ]
         )
         x = self._add(x, self.out(seen.reshape(len(x), -1)), self.attended)
