@@ -111,6 +111,7 @@ class TransformersScorer:
         self.accepts = frozenset(inspect.signature(model.forward).parameters)
         self.cache_bytes = cache_bytes
         self.shares_prefixes = True  # False: every coalition by itself, for comparison
+        self.spares_last_layer = True  # False: all of its rows, for comparison
         self.engine: Engine | None = None  # None before the first call
         self.look: Callable[[float], None] = lambda part: None
         weight = model.get_input_embeddings().weight
@@ -255,7 +256,7 @@ class TransformersScorer:
         """
         first = min(starts) - 1
         kept = input_ids.shape[1] - first
-        with self.float32_head(), self._last_layer.rows_from(first):
+        with self.float32_head(), self._last_layer.rows_from(first if self.spares_last_layer else 0):
             if "logits_to_keep" in self.accepts:
                 extra["logits_to_keep"] = kept
             output = self.model(input_ids=input_ids, **{"use_cache": False, **extra})
