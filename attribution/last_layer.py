@@ -7,7 +7,7 @@ spared follows from their names, and whether that is right for a model is found 
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
@@ -28,7 +28,8 @@ class LastLayer:
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Nothing is spared where it cannot be found, or where it would change a prediction."""
-        self._head = model.get_output_embeddings()
+        get_head: Callable[[], nn.Module | None] = model.get_output_embeddings
+        self._head = get_head()
         self.modules = _row_wise(model)
         if self.modules and not self._is_exact(model):
             self.modules = []
