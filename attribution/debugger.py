@@ -7,73 +7,49 @@ note, never a silent replacement: without a usable scorer the verdicts rest on t
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from ragblame import __version__
 from ragblame.attribution.alignment import align_chunks
 from ragblame.attribution.alignment_notes import alignment_notes
 from ragblame.attribution.inputs import ChunkInput, PromptInput, trace_of
-from ragblame.attribution.repetitions import repetitions
+from ragblame.attribution.measuring import Measured, Measuring
 from ragblame.attribution.spans import segment
 from ragblame.attribution.verdicts.causes import judge
 from ragblame.attribution.verdicts.corpus_asking import Asking, ask_corpus
 from ragblame.attribution.verdicts.fusion import with_probabilities
 from ragblame.attribution.verdicts.learned import SupportReader
-from ragblame.attribution.verdicts.normalise import words
 from ragblame.attribution.verdicts.other_words import Reader, with_conflicts, with_reading
 from ragblame.attribution.verdicts.premises import by_probability, premises_of
 from ragblame.attribution.verdicts.prompt_lines import with_prompt_lines
 from ragblame.attribution.verdicts.reading import settle
 from ragblame.attribution.verdicts.support import Finding, examine
-from ragblame.attribution.verdicts.table import Decision, Influence, asks_counterfactual, decide
+from ragblame.attribution.verdicts.table import Decision, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT, Thresholds
 from ragblame.corpus import CorpusProbe
-from ragblame.errors import AlignmentError, InputError, MissingExtraError, ModelError, RagblameError
+from ragblame.errors import InputError, MissingExtraError, ModelError, RagblameError
 from ragblame.records import (
     Alignment,
     AlignmentState,
-    Attribution,
-    CoalitionValues,
     Cost,
     Explanation,
-    Fitness,
-    Method,
     ScorerRef,
     Span,
     SupportState,
-    TokenHeat,
     Trace,
     Verdict,
 )
 
 if TYPE_CHECKING:
-    from ragblame.attribution.layout import Layout
-    from ragblame.attribution.methods.heat import HeatResult
     from ragblame.attribution.scorer import TransformersScorer
 
-MAX_HEAT_SPANS = 64  # spans that get token heat and attention shares: each one costs a backward pass
-SPANS_AT_ONCE = 16  # of them, between two looks at should_abort
 MAX_READ = 10  # chunks in the prompt, and as many outside it, that the model may read for one span
 MAX_READ_SPANS = 16
 MAX_CORPUS_SPANS = 8  # spans of an answer that the corpus is asked about: each may take seconds
 
 
 Progress = Callable[[str, float], None]  # name of the step, part of it done in [0, 1]
-
-
-@dataclass(slots=True)
-class _Measured:
-    """What the scorer could say about one answer."""
-
-    fitness: Fitness | None = None
-    attributions: list[Attribution] = field(default_factory=list)
-    heats: list[TokenHeat] = field(default_factory=list)
-    coalitions: CoalitionValues | None = None
-    influences: dict[int, Influence] = field(default_factory=dict)  # by span; empty: text alone decides
-    layout: "Layout | None" = None  # None: the scorer cannot read the answer
-    rewritten: dict[int, str | None] = field(default_factory=dict)  # by span: without what supports it
-    notes: list[str] = field(default_factory=list)
 
 
 class Options(TypedDict, total=False):
@@ -240,7 +216,7 @@ class _Run:
         findings, support_notes = with_probabilities(
             trace, spans, findings, alignments if has_prompt else None, self.support_reader
         )
-        measured = self._measure(alignments, spans, findings)
+        measured = self._measured(alignments, spans, findings)
         findings = self._read_chunks(spans, findings, alignments if has_prompt else None, measured)
         self._look("verdict", 0.0)
         read = findings
@@ -302,7 +278,7 @@ class _Run:
         spans: Sequence[Span],
         findings: Sequence[Finding],
         alignments: Sequence[Alignment] | None,
-        measured: _Measured,
+        measured: Measured,
     ) -> tuple[Finding, ...]:
         """Where no rule tells what a chunk says, the model has read it: conflicts, contradictions, and what
         was dropped. ``alignments`` None: the prompt is not known, and all chunks count as seen."""
@@ -336,7 +312,7 @@ class _Run:
                 break
         return tuple(settled)
 
-    def _reader(self, span: Span, measured: _Measured) -> Reader | None:
+    def _reader(self, span: Span, measured: Measured) -> Reader | None:
         """Has the model read texts of the corpus; None where no scorer can explain the span."""
         layout, scorer = measured.layout, self.scorer
         if scorer is None or layout is None or span.index not in measured.influences:
@@ -361,201 +337,19 @@ class _Run:
             raise RagblameError(f"stopped on request before the step {step!r}; explain the trace again")
         self.progress(step, part)
 
-    def _measure(
+    def _measured(
         self, alignments: Sequence[Alignment], spans: Sequence[Span], findings: Sequence[Finding]
-    ) -> _Measured:
-        """Everything that needs the scorer; what it cannot do becomes a note."""
-        measured = _Measured()
+    ) -> Measured:
+        """What the scorer says of the answer, or that there is none."""
         if self.scorer is None:
-            measured.notes.append("No scorer was used: the verdicts rest on the text alone.")
-            return measured
-        from ragblame.attribution.fitness import check_fitness
-        from ragblame.attribution.layout import build_layout
-
-        try:
-            layout = build_layout(self.trace, alignments, self.scorer.tokenizer)
-            measured.notes.extend(layout.notes)
-            self._look("fitness", 0.0)
-            row = self.scorer.score(layout, [layout.full_mask])[0]
-            measured.fitness = check_fitness(layout, row)
-        except (AlignmentError, ModelError) as error:
-            measured.fitness = Fitness(is_fit=False, reason=f"The scorer cannot read this answer: {error}.")
-            measured.notes.append("The scorer was not used, so the verdicts rest on the text alone.")
-            return measured
-        if not measured.fitness.is_fit:
-            measured.notes.append(
-                "The scorer cannot explain this answer, so nothing was attributed and the verdicts rest on "
-                "the text alone."
-            )
-            return measured
-        measured.layout = layout
-        self._share(layout, spans, measured)
-        self._ask_counterfactual(layout, spans, findings, measured)
-        self._rewrite(layout, spans, findings, measured)
-        self._heat(layout, spans, findings, measured)
-        return measured
-
-    def _share(self, layout: "Layout", spans: Sequence[Span], measured: _Measured) -> None:
-        """Shapley, exact or with many chunks sampled, and from its table the influence on each span."""
-        from ragblame.attribution.methods.sampled_shapley import SampledShapley, sampled_shapley
-        from ragblame.attribution.methods.shapley import ShapleyResult, shapley
-
-        assert self.scorer is not None
-        furthest = 0.0
-
-        def look(part: float) -> None:
-            nonlocal furthest  # each round of scoring begins anew at 0: progress must not
-            furthest = max(furthest, part)
-            self._look("shares", furthest)
-
-        result: ShapleyResult | SampledShapley
-        try:
-            with self.scorer.watched(look):
-                if len(layout.players) <= self.max_exact_chunks:
-                    result = shapley(self.scorer, layout, spans, max_chunks=self.max_exact_chunks)
-                else:
-                    result = sampled_shapley(
-                        self.scorer,
-                        layout,
-                        spans,
-                        budget=self.sampled_coalitions,
-                        precision_nats=self.sampled_precision,
-                    )
-                ends = _ends(layout, result.coalitions)
-                all_row, none_row = ends or self.scorer.score(layout, [layout.full_mask, 0]).tolist()
-        except (InputError, ModelError) as error:
-            measured.notes.append(f"No shares were computed, so the verdicts rest on the text alone: {error}")
-            return
-        measured.notes.extend(result.notes)
-        measured.coalitions = result.coalitions
-        for span, attribution in zip(spans, result.attributions, strict=True):
-            tokens = content_tokens(layout, span)
-            if not tokens:
-                continue  # a later step wrote it, not the model: nothing was measured
-            measured.attributions.append(attribution)
-            measured.influences[span.index] = Influence(
-                v_all=sum(all_row[token] for token in tokens),
-                v_none=sum(none_row[token] for token in tokens),
-                tokens=len(tokens),
-                noise=attribution.noise_floor,
-                shares=attribution.shares,
-            )
-        for index, first in repetitions(layout.answer, spans).items():
-            if index in measured.influences and first in measured.influences:
-                measured.influences[index] = replace(measured.influences[first], is_carried=True)
-
-    def _ask_counterfactual(
-        self,
-        layout: "Layout",
-        spans: Sequence[Span],
-        findings: Sequence[Finding],
-        measured: _Measured,
-    ) -> None:
-        """Where memory alone says the same, whether the model would follow the chunk if it said otherwise."""
-        from ragblame.attribution.methods.counterfactual import Probe, follow
-
-        probes: list[Probe] = []
-        for span, finding in zip(spans, findings, strict=True):
-            influence, support = measured.influences.get(span.index), finding.support
-            if influence is None or not asks_counterfactual(support, influence, self.thresholds):
-                continue
-            assert support.position is not None
-            positions = (support.position, *support.other_positions)
-            probes.append(Probe(span=span, positions=positions))
-        if not probes:
-            return
-        assert self.scorer is not None
-        self._look("counterfactual", 0.0)
-        try:
-            preferred = follow(self.scorer, layout, probes)
-        except ModelError as error:
-            measured.notes.append(f"No counterfactual was asked: {error}")
-            return
-        for probe, nats in zip(probes, preferred, strict=True):
-            index = probe.span.index
-            measured.influences[index] = replace(measured.influences[index], follow=nats)
-
-    def _rewrite(
-        self,
-        layout: "Layout",
-        spans: Sequence[Span],
-        findings: Sequence[Finding],
-        measured: _Measured,
-    ) -> None:
-        """Where another chunk may say otherwise: what it writes without the supporting ones."""
-        from ragblame.attribution.methods.rewriting import without
-
-        assert self.scorer is not None
-        for span, finding in zip(spans, findings, strict=True):
-            support = finding.support
-            if not finding.may_conflict or support.position is None or span.index not in measured.influences:
-                continue
-            self._look("rewriting", 0.0)
-            try:
-                measured.rewritten[span.index] = without(
-                    self.scorer, layout, span, (support.position, *support.other_positions)
-                )
-            except ModelError as error:
-                measured.notes.append(f"Chunks that may disagree were not compared: {error}")
-                return
-
-    def _heat(
-        self,
-        layout: "Layout",
-        spans: Sequence[Span],
-        findings: Sequence[Finding],
-        measured: _Measured,
-    ) -> None:
-        """Token heat by input x gradient, and attention shares; doubtful spans first where there are many."""
-        from ragblame.attribution.methods.rollout import rollout
-        from ragblame.attribution.methods.saliency import saliency
-
-        if not layout.players:
-            return
-        doubtful = {f.support.span for f in findings if f.support.state is not SupportState.ENTAILED}
-        ordered = sorted(spans, key=lambda span: (span.index not in doubtful, span.index))
-        chosen = sorted(ordered[:MAX_HEAT_SPANS], key=lambda span: span.index)
-        if len(chosen) < len(spans):
-            measured.notes.append(
-                f"Token heat and attention shares were computed for {len(chosen)} of {len(spans)} spans."
-            )
-        scorer = self.scorer
-        assert scorer is not None
-        steps: list[tuple[str, Callable[[Sequence[Span]], HeatResult], bool]] = [
-            ("saliency", lambda part: saliency(scorer, layout, part, Method.INPUT_X_GRADIENT), True),
-            ("rollout", lambda part: rollout(scorer, layout, part), False),
-        ]
-        for name, method, keeps_heat in steps:
-            try:
-                for at in range(0, len(chosen), SPANS_AT_ONCE):
-                    self._look(name, at / len(chosen))
-                    result = method(chosen[at : at + SPANS_AT_ONCE])
-                    measured.attributions.extend(result.attributions)
-                    measured.notes.extend(result.notes)
-                    if keeps_heat:
-                        measured.heats.extend(result.heats)
-            except ModelError as error:
-                measured.notes.append(f"No {name}: {error}")
-
-
-def _ends(layout: "Layout", table: CoalitionValues | None) -> tuple[Sequence[float], Sequence[float]] | None:
-    """Log-probabilities per answer token with all chunks and with none; None where no table was kept."""
-    if table is None:
-        return None
-    return table.log_probs[table.masks.index(layout.full_mask)], table.log_probs[table.masks.index(0)]
-
-
-def content_tokens(layout: "Layout", span: Span) -> tuple[int, ...]:
-    """Answer tokens of a span that carry its claim: those of its content words, or all when it has none."""
-    tokens = layout.span_tokens(span)
-    kept = [
-        (span.start + word.start, span.start + word.end)
-        for word in words(layout.answer[span.start : span.end])
-        if word.is_content or word.is_negation
-    ]
-    telling = tuple(
-        token
-        for token in tokens
-        if any(layout.answer_starts[token] < end and layout.answer_ends[token] > start for start, end in kept)
-    )
-    return telling or tokens
+            return Measured(notes=["No scorer was used: the verdicts rest on the text alone."])
+        measuring = Measuring(
+            scorer=self.scorer,
+            trace=self.trace,
+            thresholds=self.thresholds,
+            max_exact_chunks=self.max_exact_chunks,
+            sampled_coalitions=self.sampled_coalitions,
+            sampled_precision=self.sampled_precision,
+            look=self._look,
+        )
+        return measuring.measure(alignments, spans, findings)

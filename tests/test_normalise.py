@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragblame.attribution.verdicts.normalise import content_stems, fold, is_negated, stem, words
-from ragblame.attribution.verdicts.quantities import Quantity, find_quantities, is_same_kind, is_same_value
+from ragblame.attribution.verdicts.quantities import Quantity, find_quantities
+from ragblame.attribution.verdicts.same_value import is_same_kind, is_same_value
 
 
 def only(text: str) -> Quantity:

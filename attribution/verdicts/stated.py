@@ -11,7 +11,8 @@ from itertools import pairwise
 from ragblame.attribution.verdicts.claims import Claim, noun_behind
 from ragblame.attribution.verdicts.evidence import Sentence
 from ragblame.attribution.verdicts.normalise import Word, words
-from ragblame.attribution.verdicts.quantities import Quantity, is_same_kind, is_same_value, may_be_same_value
+from ragblame.attribution.verdicts.quantities import Quantity
+from ragblame.attribution.verdicts.same_value import is_same_kind, is_same_value, may_be_same_value
 
 _CALENDAR = frozenset(
     ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october",

@@ -14,7 +14,8 @@ from enum import Enum
 from ragblame.attribution.verdicts.claims import EXACT, NEIGHBOURS, Claim, copied_run, find_claims
 from ragblame.attribution.verdicts.evidence import Evidence, Sentence
 from ragblame.attribution.verdicts.normalise import Word, content_stems, fold, is_negated, stem
-from ragblame.attribution.verdicts.quantities import find_quantities, is_same_number, is_same_value
+from ragblame.attribution.verdicts.quantities import find_quantities
+from ragblame.attribution.verdicts.same_value import is_same_number, is_same_value
 from ragblame.attribution.verdicts.stated import holds, in_doubt, keys, other_value
 from ragblame.records import Alignment, Chunk, PromptLine, Span, SpanKind, Support, SupportState
 
