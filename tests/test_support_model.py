@@ -1,5 +1,6 @@
 """The learned support model: what it reads, what it learns from, and what it says."""
 
+import json
 import random
 import shutil
 from collections.abc import Sequence
@@ -296,7 +297,7 @@ def test_what_ships_is_small() -> None:
 
 
 def test_a_damaged_model_is_refused_with_the_next_step(tmp_path: Path) -> None:
-    """Neither half a file nor one of another shape is used."""
+    """Neither half a file is used, nor one of another shape, nor one that learned from other layers."""
     shutil.copytree(weights.SHIPPED, tmp_path / "half")
     file = tmp_path / "half" / weights.LEARNED
     file.write_bytes(file.read_bytes()[:1000])
@@ -304,6 +305,11 @@ def test_a_damaged_model_is_refused_with_the_next_step(tmp_path: Path) -> None:
         SupportModel.load(tmp_path / "half")
     with pytest.raises(ModelError, match="install ragblame again"):
         SupportModel.load(tmp_path / "none")
+    shutil.copytree(weights.SHIPPED, tmp_path / "layers")
+    card = json.loads((weights.SHIPPED / weights.CARD).read_text("utf-8"))
+    (tmp_path / "layers" / weights.CARD).write_text(json.dumps({**card, "layers": [2, 6]}), "utf-8")
+    with pytest.raises(ModelError, match="train it again"):
+        SupportModel.load(tmp_path / "layers")
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(weights.SHIPPED / weights.LEARNED)

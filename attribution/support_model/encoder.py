@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_att
 
 from ragblame.attribution.support_model.cutting import Run
 
-LAYERS: Final = (1, 3)  # whose outputs are taken
+LAYERS: Final = (3, 6)  # whose outputs are taken
 _TOKENS: Final = 8_192  # in one row at most, or one run: bounds memory
 
 

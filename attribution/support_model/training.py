@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ragblame.attribution.evaluation.labelled import LabelledAnswer, read_labelled
 from ragblame.attribution.support_model.cutting import Cutter, Reading, Run
+from ragblame.attribution.support_model.encoder import LAYERS
 from ragblame.attribution.support_model.examples import SPLIT, Example, Part, example, examples, part_of
 from ragblame.attribution.support_model.network import Batch, Reader
 from ragblame.attribution.support_model.weights import Parts, fresh, save
@@ -199,6 +200,7 @@ def _card(
     return {
         "name": "ragblame-support",
         "encoder": "all-MiniLM-L6-v2",
+        "layers": list(LAYERS),
         "split": SPLIT,
         "seed": seed,
         "epochs": [epoch + 1, epochs],

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from ragblame.attribution.support_model.encoder import Encoder
+from ragblame.attribution.support_model.encoder import LAYERS, Encoder
 from ragblame.attribution.support_model.network import Reader
 from ragblame.errors import MissingExtraError, ModelError
 from ragblame.minilm_files import WEIGHTS, find_folder, verified
@@ -83,6 +83,12 @@ def join(folders: Sequence[Path], out: Path) -> None:
 def load_learned(parts: Parts, folder: Path) -> tuple[list[Reader], dict[str, Any]]:
     """The readers of a folder, ready to read, and the card. Raises ``ModelError``."""
     tensors, card = _read(folder)
+    foreign = ModelError(
+        f"the support model in {folder} was learned by another version of ragblame: train it again "
+        "(make support-model)"
+    )
+    if card.get("layers") != list(LAYERS):
+        raise foreign
     readers = []
     for number in sorted({name.split(".", 1)[0] for name in tensors}):
         mine = {
@@ -91,10 +97,7 @@ def load_learned(parts: Parts, folder: Path) -> tuple[list[Reader], dict[str, An
         reader = Reader(parts.encoder.width)
         shapes = {name: value.shape for name, value in reader.state_dict().items()}
         if {name: value.shape for name, value in mine.items()} != shapes:
-            raise ModelError(
-                f"the support model in {folder} was learned by another version of ragblame: train it again "
-                "(make support-model)"
-            )
+            raise foreign
         reader.load_state_dict({name: value.float() for name, value in mine.items()})
         readers.append(reader.eval())
     return readers, card
