@@ -36,8 +36,8 @@ class LastLayer:
 
     @contextmanager
     def rows_from(self, first: int) -> Iterator[None]:
-        """In this thread's forwards, rows before ``first`` leave the last layer as anything but a number to
-        read. Gradients of the other rows are untouched."""
+        """In this thread's forwards, only rows from ``first`` on are worth reading behind the last layer;
+        their logits and gradients are what they were."""
         with ExitStack() as stack:
             for module in self.modules if first > 0 else ():
                 rows = _Rows(first)
@@ -70,17 +70,14 @@ class _Rows:
         self._is_cut = False
 
     def cut(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if threading.get_ident() != self._thread:
+            return None
         states = inputs[0] if len(inputs) == 1 else None  # with a residual beside it, left whole
-        self._is_cut = (
-            threading.get_ident() == self._thread
-            and isinstance(states, Tensor)
-            and states.ndim == 3
-            and states.shape[1] > self._first
-        )
+        self._is_cut = isinstance(states, Tensor) and states.ndim == 3 and states.shape[1] > self._first
         return (inputs[0][:, self._first :].contiguous(),) if self._is_cut else None
 
     def pad(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        if not self._is_cut or threading.get_ident() != self._thread:
+        if threading.get_ident() != self._thread or not self._is_cut:
             return None
         if isinstance(output, tuple):  # a mixture of experts may tell its routing, too
             return (self._padded(output[0]), *output[1:])

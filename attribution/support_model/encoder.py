@@ -20,10 +20,8 @@ _TOKENS: Final = 8_192  # in one row at most, or one run: bounds memory
 
 def native_dtype() -> torch.dtype:
     """bfloat16 on processors that have instructions for its products, else float32."""
-    tests = (
-        "_is_avx512_bf16_supported",
-        "_is_amx_tile_supported",
-    )  # of the library, in versions that have them
+    # The library's own tests, in versions that have them.
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return torch.bfloat16 if any(getattr(torch.cpu, name, bool)() for name in tests) else torch.float32
 
 
