@@ -2,8 +2,8 @@
 
 A run of 170 tokens beside three of 100 would be padded to four of 170, a third more work than there is. Here
 the tokens of all runs stand in one row, through every matrix product at once, and only attention goes run by
-run. Layers above the last that is wanted are not run. Numbers are bfloat16 where the processor multiplies them
-at twice the speed of float32; that moves a probability by far less than another training run does.
+run. Layers above the last that is wanted are not run. Numbers are bfloat16 where the processor multiplies
+them at twice the speed of float32; that moves a probability by far less than another training run does.
 """
 
 from collections.abc import Callable, Sequence
