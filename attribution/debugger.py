@@ -1,8 +1,9 @@
 """The only file that knows the order of steps: from a trace to an explanation.
 
-align, spans, support, layout, fitness, v(S) with its shares, the counterfactual where memory agrees,
-saliency, rollout, verdict and cause, and for flagged spans a look into the corpus. What a step cannot do is a
-note, never a silent replacement: without a usable scorer the verdicts rest on the text alone and say so.
+align, spans, support, what needs the scorer (``measuring.py``: layout, fitness, v(S) with its shares, the
+counterfactual where memory agrees, saliency, rollout), verdict and cause, and for flagged spans a look into
+the corpus. What a step cannot do is a note, never a silent replacement: without a usable scorer the verdicts
+rest on the text alone and say so.
 """
 
 import time
@@ -185,9 +186,6 @@ class _Run:
         self, debugger: Debugger, trace: Trace, should_abort: Callable[[], bool], progress: Progress
     ) -> None:
         self.scorer = debugger.scorer
-        self.max_exact_chunks = debugger.max_exact_chunks
-        self.sampled_coalitions = debugger.sampled_coalitions
-        self.sampled_precision = debugger.sampled_precision
         self.thresholds = debugger.thresholds
         self.support_reader = debugger.support_reader
         self.asking = Asking(
@@ -198,6 +196,17 @@ class _Run:
         self.trace = trace
         self.should_abort = should_abort
         self.progress = progress
+        self.measuring: Measuring | None = None
+        if self.scorer is not None:
+            self.measuring = Measuring(
+                scorer=self.scorer,
+                trace=trace,
+                thresholds=debugger.thresholds,
+                max_exact_chunks=debugger.max_exact_chunks,
+                sampled_coalitions=debugger.sampled_coalitions,
+                sampled_precision=debugger.sampled_precision,
+                look=self._look,
+            )
 
     def explain(self) -> Explanation:
         started = time.perf_counter()
@@ -216,7 +225,10 @@ class _Run:
         findings, support_notes = with_probabilities(
             trace, spans, findings, alignments if has_prompt else None, self.support_reader
         )
-        measured = self._measured(alignments, spans, findings)
+        if self.measuring is None:
+            measured = Measured(notes=["No scorer was used: the verdicts rest on the text alone."])
+        else:
+            measured = self.measuring.measure(alignments, spans, findings)
         findings = self._read_chunks(spans, findings, alignments if has_prompt else None, measured)
         self._look("verdict", 0.0)
         read = findings
@@ -336,20 +348,3 @@ class _Run:
         if self.should_abort():
             raise RagblameError(f"stopped on request before the step {step!r}; explain the trace again")
         self.progress(step, part)
-
-    def _measured(
-        self, alignments: Sequence[Alignment], spans: Sequence[Span], findings: Sequence[Finding]
-    ) -> Measured:
-        """What the scorer says of the answer, or that there is none."""
-        if self.scorer is None:
-            return Measured(notes=["No scorer was used: the verdicts rest on the text alone."])
-        measuring = Measuring(
-            scorer=self.scorer,
-            trace=self.trace,
-            thresholds=self.thresholds,
-            max_exact_chunks=self.max_exact_chunks,
-            sampled_coalitions=self.sampled_coalitions,
-            sampled_precision=self.sampled_precision,
-            look=self._look,
-        )
-        return measuring.measure(alignments, spans, findings)

@@ -250,9 +250,8 @@ class TransformersScorer:
         """Log-probabilities of the answer in each row of ``input_ids``, float32, shape [row, answer token].
 
         Row r holds its prompt in ``[0, starts[r])``, then the answer, whose last token may be left out, then
-        padding. ``extra``: more arguments
-        of the model, such as a cache of what stands before. Keeps the autograd graph when gradients are
-        enabled.
+        padding. ``extra``: more arguments of the model, such as a cache of what stands before. Keeps the
+        autograd graph when gradients are enabled.
         """
         first = min(starts) - 1
         kept = input_ids.shape[1] - first

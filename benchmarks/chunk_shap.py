@@ -126,7 +126,8 @@ def alone(
         found[is_spared].append(seconds * scale)
         name = f"independent, batch {batch_size}{', last layer spared' if is_spared else ''}"
         rows.append(_row(name, len(part), *cost, found[is_spared][-1:], scale, "exact"))
-    done.scorer.shares_prefixes, done.scorer.batch_size = True, usual
+    done.scorer.shares_prefixes, done.scorer.spares_last_layer = True, True
+    done.scorer.batch_size = usual
     return min(found[False]), min(found[True])
 
 

@@ -75,7 +75,8 @@ class _Product:
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         self._weight, self._bias = weight.detach().to(dtype), bias.detach().to(dtype)
         self._packed: Tensor | None = None
-        if dtype == torch.bfloat16 and all(hasattr(torch.ops.mkldnn, name) for name in (_PACK, _MULTIPLY)):
+        can_pack = all(hasattr(torch.ops.mkldnn, name) for name in (_PACK, _MULTIPLY))
+        if dtype == native_dtype() == torch.bfloat16 and can_pack:  # elsewhere the operators refuse
             self._packed = getattr(torch.ops.mkldnn, _PACK)(self._weight.contiguous(), _USUAL_TOKENS)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ class Memory:
     """Vectors of the runs that were read last: popular chunks are retrieved again and again."""
 
     def __init__(self, encoder: Encoder, tokens: int = 32_768) -> None:
-        """``tokens``: kept at most, about 3 kB each."""
+        """``tokens``: kept at most, 1.5 kB each in bfloat16, else 3."""
         self._encoder = encoder
         self._tokens = tokens
         self._kept: dict[Run, Tensor] = {}  # least recently used first
