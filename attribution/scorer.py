@@ -20,6 +20,7 @@ from ragblame.attribution.kv_pool import LayerShape
 from ragblame.attribution.last_layer import LastLayer
 from ragblame.attribution.layout import Layout
 from ragblame.attribution.loading import digest_state, load
+from ragblame.attribution.onednn import OneDnn
 from ragblame.attribution.sweep import Engine, Sweep, shareable_state
 from ragblame.errors import ContextLengthError, ModelError
 from ragblame.records import Cost, ScorerRef
@@ -112,12 +113,14 @@ class TransformersScorer:
         self.cache_bytes = cache_bytes
         self.shares_prefixes = True  # False: every coalition by itself, for comparison
         self.spares_last_layer = True  # False: all of its rows, for comparison
+        self.multiplies_by_onednn = True  # False: as the library multiplies, for comparison
         self.engine: Engine | None = None  # None before the first call
         self.look: Callable[[float], None] = lambda part: None
         weight = model.get_input_embeddings().weight
         assert isinstance(weight, Tensor)
         self.vocabulary = int(weight.shape[0])
         self._last_layer = LastLayer(model)
+        self._onednn = OneDnn(model)
         _check_causal(self, self.vocabulary)
         self._state = shareable_state(self)  # what a prefix tree keeps, or why there can be none
 
@@ -255,7 +258,11 @@ class TransformersScorer:
         """
         first = min(starts) - 1
         kept = input_ids.shape[1] - first
-        with self.float32_head(), self._last_layer.rows_from(first if self.spares_last_layer else 0):
+        with (
+            self.float32_head(),
+            self._last_layer.rows_from(first if self.spares_last_layer else 0),
+            self._onednn.products(is_wanted=self.multiplies_by_onednn),
+        ):
             if "logits_to_keep" in self.accepts:
                 extra["logits_to_keep"] = kept
             output = self.model(input_ids=input_ids, **{"use_cache": False, **extra})
