@@ -30,7 +30,8 @@ IDLE_SECONDS: Final = 30.0  # after which the connection is given back
 FIRST_REST: Final = 1.0  # seconds without an attempt after a failure; doubles
 LONGEST_REST: Final = 30.0
 LOOK_SECONDS: Final = 60.0  # between two looks for files that other processes left
-LONGEST_PAUSE: Final = 0.2  # seconds between two batches of a replay
+PAUSE_PER_WORK: Final = 4.0  # a replay rests so many times as long as it works, which is in nobody's way
+LONGEST_PAUSE: Final = 0.5  # seconds between two batches of a replay; new traces wait meanwhile
 CONNECT_SECONDS: Final = 3  # nothing is written meanwhile, and the queue grows
 SAVE_SECONDS: Final = (
     5.0  # between two additions to the totals on disk, while there is always something to do
@@ -190,10 +191,10 @@ class Writer:
         self._store(traces, REPLAY_SECONDS)
 
     def _store_gently(self, traces: Sequence[Trace]) -> None:
-        """In the background half of the time is enough: the host answers meanwhile."""
+        """In the background a fifth of the time is enough: the host answers meanwhile."""
         began = time.monotonic()
         self._store(traces, REPLAY_SECONDS)
-        self._pause(min(time.monotonic() - began, LONGEST_PAUSE))
+        self._pause(min(PAUSE_PER_WORK * (time.monotonic() - began), LONGEST_PAUSE))
 
     def _transact(self, traces: Sequence[Trace], patience: float) -> int:
         while True:

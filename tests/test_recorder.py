@@ -579,3 +579,19 @@ def test_replaying_a_file_again_changes_nothing(
     assert stored(database_url)["traces"] == stored(database_url)["jobs"] == 10
     with psycopg.connect(database_url) as conn:
         assert conn.execute("SELECT count(*) FROM ragblame.chunk_text").fetchone() == (1,)
+
+
+def test_a_replay_rests_longer_than_it_works(database_url: str, data_dir: Path) -> None:
+    """In the background a pause follows every batch; somebody who waits in flush is not kept waiting."""
+    pauses: list[float] = []
+    writer = Writer(settings_for(database_url, data_dir)(), pause=pauses.append)
+    for everything, wanted in ((False, 3), (True, 0)):
+        writer.spool.append([make_trace() for _ in range(120)])  # batches of 50
+        began = time.monotonic()
+        assert writer.replay(everything=everything)
+        took = time.monotonic() - began
+        assert len(pauses) == wanted
+        assert everything or sum(pauses) > took
+        pauses.clear()
+    writer.disconnect()
+    assert stored(database_url)["traces"] == 240
