@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from ragblame.attribution.evaluation.labelled import Label, LabelledAnswer, read_labelled
 from ragblame.attribution.support_model import weights
+from ragblame.attribution.support_model.adapter import add
+from ragblame.attribution.support_model.adapting import AdaptedEncoder, adapt
 from ragblame.attribution.support_model.cutting import MAX_RUN, Cutter, Run
 from ragblame.attribution.support_model.encoder import LAYERS, Encoder
 from ragblame.attribution.support_model.examples import Example, Part, example, examples, exchanged, part_of
@@ -113,7 +115,7 @@ def test_the_packed_encoder_is_the_original(cutter: Cutter) -> None:
 
 def test_half_precision_moves_no_probability(cutter: Cutter) -> None:
     """Where a processor is fast in bfloat16, the shipped model says what it says elsewhere."""
-    readers = weights.load_learned(weights.fresh(), weights.SHIPPED)[0]
+    readers = weights.load_learned(weights.SHIPPED)[1]
     readings = [
         cutter.cut(QUESTION, f"The warranty of the Orion pump is {months} months.", CHUNKS)
         for months in (24, 36)
@@ -127,10 +129,42 @@ def test_half_precision_moves_no_probability(cutter: Cutter) -> None:
         assert torch.allclose(exact, half, atol=0.02)
 
 
+def test_an_encoder_learns_what_is_added_to_it_later(cutter: Cutter) -> None:
+    """The encoder that is trained, with its changes, is the one that reads with these changes added."""
+    torch.manual_seed(0)
+    learning = AdaptedEncoder(original_encoder(), torch.float32).eval()
+    for name, value in learning.named_parameters():
+        if name.endswith(".up"):
+            assert not bool(value.any())  # at first nothing is changed
+            value.data = torch.randn(value.shape) * 0.05
+    reading = cutter.cut(QUESTION, "It is 36 months.", CHUNKS)
+    runs = [*reading.said, *reading.evidence]
+    with torch.inference_mode():
+        trained = learning(runs)
+    model = original_encoder()
+    published = Encoder(original_encoder(), torch.float32)(runs)
+    add(model, learning.changes())
+    for run, ours, plain in zip(runs, Encoder(model, torch.float32)(runs), published, strict=True):
+        assert torch.allclose(ours, trained[run], atol=1e-4)
+        assert not torch.allclose(ours, plain, atol=0.1)
+
+
+def test_changes_of_another_encoder_are_refused() -> None:
+    """A change without its half, of a layer that is not there, or of another shape is an error."""
+    half = {"encoder.0.query.down": torch.zeros(8, 384)}
+    for changes in (
+        half,
+        {"encoder.9.query.down": torch.zeros(8, 384), "encoder.9.query.up": torch.zeros(384, 8)},
+    ):
+        with pytest.raises(KeyError):
+            add(original_encoder(), changes)
+    with pytest.raises(RuntimeError):
+        add(original_encoder(), {**half, "encoder.0.query.up": torch.zeros(7, 8)})
+
+
 def test_reading_together_is_reading_alone(cutter: Cutter) -> None:
     """Padding and the other answers of a batch change no probability."""
-    parts = weights.fresh()
-    reader = weights.load_learned(parts, weights.SHIPPED)[0][0]
+    parts, (reader, *_), _ = weights.load_learned(weights.SHIPPED)
     readings = [
         cutter.cut(QUESTION, "It is 36 months.", CHUNKS),
         cutter.cut("Who?", "Nobody knows that. " * 60, ["x " * 700, "y"]),
@@ -287,8 +321,18 @@ def test_training_reads_no_held_out_source_and_writes_a_model_that_loads(
     assert {part_of(row) for row in seen} == {Part.TRAINING, Part.TUNING}
     held_out = {row.id for row in read_labelled(file, lambda *_: None) if part_of(row) is Part.HELD_OUT}
     assert not held_out & {row.id for row in seen}
-    made = SupportModel.load(tmp_path / "epoch-0")
+    made = SupportModel.load(tmp_path / "last")
     assert made.read(QUESTION, "36 months", CHUNKS).probabilities
+    seen.clear()
+    adapt([file], tmp_path / "last", tmp_path / "adapted", epochs=1, seed=3, limit=14)
+    assert {part_of(row) for row in seen} == {Part.TUNING}  # what is learned from goes by examples()
+    changed = SupportModel.load(tmp_path / "adapted" / "last")
+    assert changed.read(QUESTION, "36 months", CHUNKS) != made.read(QUESTION, "36 months", CHUNKS)
+    weights.join([tmp_path / "adapted" / "last"], tmp_path / "joined")
+    joined = SupportModel.load(tmp_path / "joined").read(QUESTION, "36 months", CHUNKS)
+    assert joined.probabilities == changed.read(QUESTION, "36 months", CHUNKS).probabilities
+    with pytest.raises(ModelError, match="one encoder only"):
+        weights.join([tmp_path / "last", tmp_path / "adapted" / "last"], tmp_path / "mixed")
 
 
 def test_what_ships_is_small() -> None:

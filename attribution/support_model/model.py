@@ -44,8 +44,7 @@ class SupportModel:
                 f"the support model needs {error.name}: pip install 'ragblame[attribution]'"
             ) from error
         place = folder or weights.SHIPPED
-        parts = weights.fresh()
-        readers, card = weights.load_learned(parts, place)
+        parts, readers, card = weights.load_learned(place)
         digest = hashlib.sha256((place / weights.LEARNED).read_bytes()).hexdigest()
         memory = network.Memory(parts.encoder)
         return cls(Cutter(parts.tokenizer), memory, readers, f"{card['name']}@{digest[:12]}")

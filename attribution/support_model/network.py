@@ -139,7 +139,8 @@ class Batch:
         count = len(readings)
         tokens = max(1, *(reading.tokens for reading in readings))
         most = max(1, *(len(reading.evidence_stems) for reading in readings))
-        self.said, self.evidence = torch.zeros(count, tokens, width), torch.zeros(count, most, width)
+        self.said = _stacked([reading.said for reading in readings], vectors, tokens, width)
+        self.evidence = _stacked([reading.evidence for reading in readings], vectors, most, width)
         self.flags = torch.zeros(count, tokens, len(ANSWER_FLAGS))
         self.evidence_flags = torch.zeros(count, most, len(EVIDENCE_FLAGS))
         self.inside = torch.zeros(count, tokens, dtype=torch.bool)
@@ -152,11 +153,6 @@ class Batch:
             self.there[row, :there] = True
             self.flags[row, :here] = torch.from_numpy(reading.flags)
             self.evidence_flags[row, :there] = torch.from_numpy(reading.evidence_flags)
-            for target, runs in ((self.said, reading.said), (self.evidence, reading.evidence)):
-                at = 0
-                for run in runs:
-                    target[row, at : at + run.end - run.start] = vectors(run)
-                    at += run.end - run.start
             stems = np.where(reading.stems < 0, -2, reading.stems)  # outside of words nothing is equal
             equal = stems[:, None] == reading.evidence_stems[None, :]
             pair = np.zeros_like(equal)
@@ -164,6 +160,12 @@ class Batch:
             pair[:-1, :-1] |= equal[1:, 1:] & equal[:-1, :-1]
             self.same[row, 0, :here, :there] = torch.from_numpy(equal & (reading.flags[:, :1] > 0))  # content
             self.same[row, 1, :here, :there] = torch.from_numpy(pair)
+
+
+def _stacked(rows: Sequence[Sequence[Run]], vectors: Vectors, length: int, width: int) -> Tensor:
+    """Vectors of each row's runs one after another, zeros behind them, float32 [row, length, width]."""
+    found = [torch.cat([torch.zeros(0, width), *(vectors(run).float() for run in runs)]) for runs in rows]
+    return torch.stack([nn.functional.pad(row, (0, 0, 0, length - len(row))) for row in found])
 
 
 class Memory:

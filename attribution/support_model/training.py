@@ -11,7 +11,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,72 +22,86 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ragblame.attribution.evaluation.labelled import LabelledAnswer, read_labelled
+from ragblame.attribution.support_model.averaging import Average
 from ragblame.attribution.support_model.cutting import Cutter, Reading, Run
-from ragblame.attribution.support_model.encoder import LAYERS
+from ragblame.attribution.support_model.encoder import LAYERS, Encoder
 from ragblame.attribution.support_model.examples import SPLIT, Example, Part, example, examples, part_of
 from ragblame.attribution.support_model.network import Batch, Reader
-from ragblame.attribution.support_model.weights import Parts, fresh, save
+from ragblame.attribution.support_model.weights import changes_of, fresh, load_learned, save
 
 EPOCHS: Final = 4
 BATCH: Final = 12  # answers
 RATE: Final = 6e-4
 WARM: Final = 0.06  # part of the steps
-AVERAGED: Final = 0.998  # decay of the running average of the weights
 ANSWER_WEIGHT: Final = 0.5
 TRAINING_EVIDENCE: Final = 1024  # tokens: longer evidence is cut short while learning
 
 
-def train(files: Sequence[Path], out: Path, *, epochs: int, seed: int, limit: int | None = None) -> None:
-    """Train and write the averaged weights after every epoch."""
+def train(
+    files: Sequence[Path],
+    out: Path,
+    *,
+    epochs: int,
+    seed: int,
+    limit: int | None = None,
+    encoder: Path | None = None,
+) -> None:
+    """Train and write the averaged weights after every epoch.
+
+    ``encoder``: a run of ``adapting.py`` whose encoder is read with, None for the published one.
+    """
     torch.manual_seed(seed)
-    rows = [row for path in files for row in read_labelled(path, lambda line, message: None)]
-    learning = [row for row in rows if part_of(row) is Part.TRAINING][:limit]
-    tuning = [row for row in rows if part_of(row) is Part.TUNING][:limit]
-    parts = fresh()
-    reader, shelf = parts.reader, Shelf(parts)
-    _standardise(reader, [shelf.reading(example(row)) for row in learning])
+    learning, tuning = rows_of(files, limit)
+    parts, changes = (fresh(), None) if encoder is None else (load_learned(encoder)[0], changes_of(encoder))
+    reader, cuts = Reader(parts.encoder.width), Cuts(parts.tokenizer)
+    shelf = Shelf(parts.encoder)
+    _standardise(reader, [cuts.reading(example(row)) for row in learning])
     optimiser = torch.optim.AdamW(reader.parameters(), lr=RATE, weight_decay=0.05, betas=(0.9, 0.98))
     per_epoch = -(-len(examples(learning, random.Random(seed))) // BATCH)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate(int(per_epoch * epochs)))
-    average = {name: value.detach().clone() for name, value in reader.state_dict().items()}
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate_at(per_epoch * epochs))
+    average = Average(reader)
     step, started = 0, time.perf_counter()
     for epoch in range(epochs):
         draw = random.Random(f"{seed}/{epoch}")
-        cut = [(item, shelf.reading(item)) for item in examples(learning, draw)]
+        cut = [(item, cuts.reading(item)) for item in examples(learning, draw)]
         reader.train()
         losses = []
         for some in _batches(cut, draw):
-            loss = _loss(reader, shelf, some)
+            loss = loss_of(reader, shelf.batch([reading for _, reading in some]), some)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
             optimiser.step()
             schedule.step()
             step += 1
-            decay = min(AVERAGED, (1 + step) / (10 + step))
-            for name, value in reader.state_dict().items():
-                average[name].mul_(decay).add_(value.detach(), alpha=1 - decay)
+            average.add(step)
             losses.append(float(loss.detach()))
             if step % 50 == 0:
                 done = time.perf_counter() - started
                 print(f"epoch {epoch} step {step} loss {np.mean(losses[-50:]):.4f} {done:.0f} s", flush=True)
-        current = {name: value.detach().clone() for name, value in reader.state_dict().items()}
-        reader.load_state_dict(average)
-        measured = _measure(parts, shelf, tuning)
+        average.swap()
+        measured = measure(reader.eval(), shelf.batch, cuts, tuning)
         print(json.dumps({"epoch": epoch, **measured}), flush=True)
-        save(reader, out / f"epoch-{epoch}", _card(files, seed, epoch, epochs, measured))
-        reader.load_state_dict(current)
+        save(reader, out / f"epoch-{epoch}", card_of(files, seed, epoch, epochs, measured), changes)
+        average.swap()
     shutil.copytree(out / f"epoch-{epochs - 1}", out / "last", dirs_exist_ok=True)
 
 
-class Shelf:
-    """Cut answers and encoded runs: the encoder is frozen, so each is made once. Two bytes a number."""
+def rows_of(
+    files: Sequence[Path], limit: int | None = None
+) -> tuple[list[LabelledAnswer], list[LabelledAnswer]]:
+    """Answers to learn from and to tune on; those of held-out sources are let go at once."""
+    rows = [row for path in files for row in read_labelled(path, lambda line, message: None)]
+    learning = [row for row in rows if part_of(row) is Part.TRAINING]
+    return learning[:limit], [row for row in rows if part_of(row) is Part.TUNING][:limit]
 
-    def __init__(self, parts: Parts) -> None:
-        self._encoder = parts.encoder
-        self._cutter = Cutter(parts.tokenizer, max_evidence=TRAINING_EVIDENCE)
+
+class Cuts:
+    """Answers and chunks as cut, each once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._cutter = Cutter(tokenizer, max_evidence=TRAINING_EVIDENCE)
         self._readings: dict[Example, Reading] = {}
-        self._vectors: dict[Run, Tensor] = {}
 
     def reading(self, item: Example) -> Reading:
         """As cut; the labels of an example make no difference."""
@@ -95,6 +109,14 @@ class Shelf:
         if key not in self._readings:
             self._readings[key] = self._cutter.cut(item.question, item.answer, item.chunks)
         return self._readings[key]
+
+
+class Shelf:
+    """Encoded runs: while the encoder is frozen, each is encoded once. Two bytes a number."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._vectors: dict[Run, Tensor] = {}
 
     def batch(self, readings: Sequence[Reading]) -> Batch:
         """With the vectors of their runs."""
@@ -112,7 +134,8 @@ def _standardise(reader: Reader, readings: Sequence[Reading]) -> None:
     reader.count_scale.copy_(table.std(0).clamp(min=0.05))
 
 
-def _rate(steps: int) -> Any:
+def rate_at(steps: int) -> Callable[[int], float]:
+    """A factor of the rate by step: up over the first, then down in a line to a fiftieth."""
     warm = max(1, int(WARM * steps))
     return lambda step: min(1.0, (step + 1) / warm) * max(0.02, 1 - step / steps)
 
@@ -140,8 +163,9 @@ def labels_of(item: Example, reading: Reading) -> NDArray[np.float32]:
     return wrong
 
 
-def _loss(reader: Reader, shelf: Shelf, some: Sequence[tuple[Example, Reading]]) -> Tensor:
-    token, answer = reader(shelf.batch([reading for _, reading in some]))
+def loss_of(reader: Reader, batch: Batch, some: Sequence[tuple[Example, Reading]]) -> Tensor:
+    """Of tokens and of whole answers, over one batch of these examples."""
+    token, answer = reader(batch)
     wanted, weight = torch.zeros_like(token), torch.zeros_like(token)
     for row, (item, reading) in enumerate(some):
         wanted[row, : reading.tokens] = torch.from_numpy(labels_of(item, reading))
@@ -153,20 +177,24 @@ def _loss(reader: Reader, shelf: Shelf, some: Sequence[tuple[Example, Reading]])
     return of_tokens + ANSWER_WEIGHT * loss(answer, is_wrong)
 
 
-def _measure(parts: Parts, shelf: Shelf, rows: Sequence[LabelledAnswer]) -> dict[str, dict[str, float]]:
+def measure(
+    reader: Reader,
+    batch: Callable[[Sequence[Reading]], Batch],
+    cuts: Cuts,
+    rows: Sequence[LabelledAnswer],
+) -> dict[str, dict[str, float]]:
     """How well each dataset's tuning part is ranked: answers and tokens."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    parts.reader.eval()
     found: dict[str, dict[str, float]] = {}
     for dataset in sorted({row.dataset for row in rows}):
         mine = sorted((r for r in rows if r.dataset == dataset), key=lambda r: len(r.answer))
         answers, truths, tokens, wrong = [], [], [], []
         for start in range(0, len(mine), BATCH):
             items = [example(row) for row in mine[start : start + BATCH]]
-            readings = [shelf.reading(item) for item in items]
+            readings = [cuts.reading(item) for item in items]
             with torch.inference_mode():
-                token, answer = parts.reader(shelf.batch(readings))
+                token, answer = reader(batch(readings))
             for row, (item, reading) in enumerate(zip(items, readings, strict=True)):
                 answers.append(float(answer[row]))
                 truths.append(bool(item.wrong))
@@ -194,9 +222,10 @@ def _best_f1(truth: NDArray[np.float32], scores: NDArray[np.float32]) -> float:
     return float(np.max(2 * hits / (np.arange(1, len(hits) + 1) + truth.sum())))
 
 
-def _card(
+def card_of(
     files: Sequence[Path], seed: int, epoch: int, epochs: int, measured: dict[str, Any]
 ) -> dict[str, Any]:
+    """What a reader was learned from, to stand beside it."""
     return {
         "name": "ragblame-support",
         "encoder": "all-MiniLM-L6-v2",
@@ -218,10 +247,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=None, help="answers, to see that it runs")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--encoder", type=Path, default=None, help="a run of adapting.py to read with")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    train(args.files, args.out, epochs=args.epochs, seed=args.seed, limit=args.limit)
+    train(args.files, args.out, epochs=args.epochs, seed=args.seed, limit=args.limit, encoder=args.encoder)
 
 
 if __name__ == "__main__":
