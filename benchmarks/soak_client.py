@@ -1,6 +1,7 @@
 """One process of the fault soak: a host that answers questions with a real chain, captured or not.
 
-It measures the chain alone, from ``invoke`` to the answer. A captured one keeps two files besides: the
+It measures the chain alone, from ``invoke`` to the answer, and how much of that was spent inside our
+callbacks, waits for the interpreter included. A captured one keeps two files besides: the
 ledger, with the id of every trace that the recorder declared safe (committed by PostgreSQL or synced to the
 spool), appended and fsynced only after that; and the questions that were answered. Commands come on standard
 input, a line each: ``clock SECONDS`` sets this process's clock so far off; the end of input ends it.
@@ -18,7 +19,8 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Final
@@ -130,6 +132,27 @@ class Clock:
                 module.datetime = SteppedDatetime  # type: ignore[attr-defined]
 
 
+_inside: ContextVar[list[float] | None] = ContextVar("seconds in our callbacks", default=None)  # of an answer
+
+
+def watch_callbacks(handler: type) -> None:
+    """Have every callback of the handler note how long it took, in whatever thread LangChain calls it."""
+
+    def watched(callback: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any, **kwargs: Any) -> None:
+            began = time.monotonic()
+            callback(*args, **kwargs)
+            noted = _inside.get()
+            if noted is not None:
+                noted.append(time.monotonic() - began)
+
+        return call
+
+    for name, callback in list(vars(handler).items()):
+        if name.startswith("on_"):
+            setattr(handler, name, watched(callback))
+
+
 class Client:
     """Answers at a steady rate in a few threads, and writes down how long each answer took."""
 
@@ -137,7 +160,7 @@ class Client:
         self.folder, self.name, self.period = folder, name, THREADS / rate
         self.chain = make_chain()
         self.done = threading.Event()
-        self.samples: list[float] = []  # monotonic start and seconds, in turn
+        self.samples: list[float] = []  # monotonic start, seconds, seconds inside callbacks, in turn
         self.answered: list[str] = []
         self.failures = 0  # exceptions that reached the caller, or a wrong answer
 
@@ -166,6 +189,8 @@ class Client:
                 return
             due = max(due + self.period, time.monotonic() - 1.0)  # never more than a second behind
             question = f"{self.name} {os.getpid()} {thread} {number}"
+            inside: list[float] = []
+            _inside.set(inside)
             began = time.monotonic()
             try:
                 is_right = self.chain.invoke(question) == ANSWER
@@ -173,7 +198,7 @@ class Client:
                 is_right = False
             took = time.monotonic() - began
             self.failures += not is_right
-            self.samples += (began, took)
+            self.samples += (began, took, sum(inside))
             self.answered.append(f"{question}\n")
 
 
@@ -189,7 +214,9 @@ def main() -> None:
     if not is_control:
         from ragblame import attach
         from ragblame.plugin import recorder
+        from ragblame.plugin.handler import BlameHandler
 
+        watch_callbacks(BlameHandler)
         ledger = Ledger(folder / f"{name}.ledger")
         recorder.install(recorder.Recorder(on_safe=ledger.write))
         attach("soak")
