@@ -1,10 +1,11 @@
 """A model's linear layers multiplied by oneDNN, which torch carries beside the BLAS that it uses for them.
 
-On the processors that were tried a forward spends three quarters of its time in these products, and
-oneDNN's kernels make them 6 to 10 % faster, in the same precision, on the same weights: nothing is copied and
-the model is not touched. torch itself takes them for half precision and in compiled code only. The operator
-has no gradient, so products that need one are left as they are, and whether a model's logits stay is found
-out by trying it.
+A forward spends three quarters of its time in these products. On processors with AVX-512 (an AMD EPYC was
+tried) oneDNN's kernels make them 6 to 10 % faster, in the same precision, on the same weights: nothing is
+copied and the model is not touched. On one with AVX2 alone they are 15 to 20 % slower, so there the library
+multiplies as ever. torch itself takes them for half precision and in compiled code only. The operator has no
+gradient, so products that need one are left as they are, and whether a model's logits stay is found out by
+trying it.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+PAYS_ON: Final = "AVX512"  # what torch calls the processor's widest instructions
 LEAST_WIDTH: Final = 256  # of a model's states: smaller products end before what asking costs is won back
 _TRIED: Final = 24  # tokens
 _TOLERANCE: Final = 1e-3  # of the largest logit: kernels round otherwise, a wrong product is far beyond it
@@ -46,6 +48,11 @@ class _Products(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _pays(weight: Tensor) -> bool:
+    capability: str = torch.backends.cpu.get_cpu_capability()
+    return capability == PAYS_ON and weight.shape[1] >= LEAST_WIDTH
+
+
 def _is_plain(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype is weight.dtype is torch.float32
@@ -58,13 +65,13 @@ def _is_plain(x: Tensor, weight: Tensor) -> bool:
 class OneDnn:
     """What multiplies a model's linear layers."""
 
-    def __init__(self, model: PreTrainedModel, least_width: int = LEAST_WIDTH) -> None:
-        """Left to the library where the operator is missing, does not pay, or would change a prediction."""
+    def __init__(self, model: PreTrainedModel, *, always: bool = False) -> None:
+        """Left to the library where the operator is missing or would change a prediction, and, but for
+        ``always``, where it does not pay."""
         weight = model.get_input_embeddings().weight
         assert isinstance(weight, Tensor)
         is_float = weight.device.type == "cpu" and weight.dtype is torch.float32
-        is_meant = is_float and weight.shape[1] >= least_width
-        self._multiply = operator() if is_meant else None
+        self._multiply = operator() if is_float and (always or _pays(weight)) else None
         if self._multiply is not None and not self._is_exact(model, int(weight.shape[0])):
             self._multiply = None
 

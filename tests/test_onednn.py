@@ -21,8 +21,8 @@ if onednn.operator() is None:
 
 
 def of(model: PreTrainedModel) -> OneDnn:
-    """For a model of any width."""
-    return OneDnn(model, least_width=0)
+    """For a model of any width, on any processor."""
+    return OneDnn(model, always=True)
 
 
 class Spy:
@@ -127,8 +127,12 @@ def test_a_wrong_product_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not of(model).is_used
 
 
-def test_models_that_do_not_pay_are_left_alone() -> None:
-    """Narrow models and half precision stay with the library."""
+@pytest.mark.parametrize(("capability", "is_used"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
+def test_it_is_used_where_it_pays(monkeypatch: pytest.MonkeyPatch, capability: str, is_used: bool) -> None:
+    """Wide models on processors with AVX-512; elsewhere the library's own products are faster."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     narrow = tiny_model("llama")
     assert not OneDnn(narrow).is_used
+    monkeypatch.setattr(onednn, "LEAST_WIDTH", narrow.config.hidden_size)
+    assert OneDnn(narrow).is_used is is_used
     assert not of(narrow.bfloat16()).is_used
