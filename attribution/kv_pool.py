@@ -36,8 +36,8 @@ class KvPool:
     def __init__(self, shapes: Sequence[LayerShape], slots: int, device: torch.device) -> None:
         self.shapes = tuple(shapes)
         self.slots = slots
-        self.keys = [torch.zeros(slots + 1, s.heads, s.key, dtype=s.dtype, device=device) for s in shapes]
-        self.values = [torch.zeros(slots + 1, s.heads, s.value, dtype=s.dtype, device=device) for s in shapes]
+        self.keys = [_rows(slots + 1, s.heads, s.key, s.dtype, device) for s in shapes]
+        self.values = [_rows(slots + 1, s.heads, s.value, s.dtype, device) for s in shapes]
 
     def cache(
         self, chains: Sequence[NDArray[np.int64]], kept: Sequence[NDArray[np.int64]], length: int
@@ -62,6 +62,13 @@ class KvPool:
                 for keys, values in zip(self.keys, self.values, strict=True)
             ]
         )
+
+
+def _rows(count: int, heads: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory that is touched when it is used: most of a pool never is. Row 0 is padding."""
+    rows = torch.empty(count, heads, size, dtype=dtype, device=device)
+    rows[0] = 0
+    return rows
 
 
 class PooledLayer(DynamicLayer):  # type: ignore[no-untyped-call]

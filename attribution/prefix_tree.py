@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 MIN_SHARED = (
     8  # tokens; a shorter run is computed anew in each row rather than adding a row all others wait for
 )
+FREE_PART = 2  # with less than this part of the memory free, the deepest rows go first, which frees it
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -109,9 +110,10 @@ def longest_chain(rows: Sequence[Row]) -> int:
 class Walk:
     """Hands out batches of rows whose parents are done, and the slots in which their tokens are kept.
 
-    While memory lasts, rows that others wait for go first, in waves, and rows that nobody waits for last, all
-    together, which fills batches best. When it runs short, finished ends give theirs back and the walk goes
-    depth first, one row at a time: ``longest_chain`` slots are enough, fewer raise ``ValueError``.
+    Rows that nobody waits for go as soon as they fill a batch, so that what they began with is given back
+    and its memory used again; else rows that others wait for, in waves. When memory runs short, finished
+    ends give theirs back and the walk goes depth first, one row at a time: ``longest_chain`` slots are
+    enough, fewer raise ``ValueError``.
     """
 
     def __init__(self, rows: Sequence[Row], slots: int) -> None:
@@ -120,6 +122,7 @@ class Walk:
         if slots < chain:
             raise ValueError(f"{slots} slots cannot hold a chain of {chain} tokens")
         self._reserve = 0 if slots >= sum(row.kept for row in rows) else chain
+        self._slots = slots
         self._free = list(range(slots, 0, -1))
         self._ends: list[Row] = []
         self._inner: list[Row] = []
@@ -133,7 +136,12 @@ class Walk:
 
         ``can_join(batch, row)`` bounds a batch; rows come in the order of their number of computed tokens.
         """
-        batch = self._inner_batch(can_join) or self._batch(self._ends, can_join) or self._inner[-1:]
+        batch = (
+            self._full_batch(can_join)
+            or self._inner_batch(can_join)
+            or self._batch(_in_order(self._ends), can_join)
+            or self._inner[-1:]
+        )
         chosen = set(map(id, batch))
         for ready in (self._inner, self._ends):
             ready[:] = [row for row in ready if id(row) not in chosen]
@@ -168,8 +176,19 @@ class Walk:
                 if row.open:
                     return
 
+    def _full_batch(self, can_join: Callable[[Sequence[Row], Row], bool]) -> list[Row]:
+        """Ends that another like the last of them could not join; empty when no batch is full."""
+        rest = _in_order(self._ends)
+        while rest:
+            batch = self._batch(rest, can_join)
+            if not can_join(batch, batch[-1]):
+                return batch
+            rest = rest[len(batch) :]
+        return []
+
     def _inner_batch(self, can_join: Callable[[Sequence[Row], Row], bool]) -> list[Row]:
-        batch = self._batch(self._inner, can_join)
+        is_short = len(self._free) < self._slots // FREE_PART
+        batch = self._batch(_in_order(self._inner, deepest=is_short), can_join)
         spare = len(self._free) - self._reserve
         while batch and sum(row.kept for row in batch) > spare:
             batch.pop()
@@ -178,8 +197,14 @@ class Walk:
     @staticmethod
     def _batch(rows: Sequence[Row], can_join: Callable[[Sequence[Row], Row], bool]) -> list[Row]:
         batch: list[Row] = []
-        for row in sorted(rows, key=lambda row: (len(row.prompt) - row.start, row.start)):
+        for row in rows:
             if batch and not can_join(batch, row):
                 break
             batch.append(row)
         return batch
+
+
+def _in_order(rows: Sequence[Row], *, deepest: bool = False) -> list[Row]:
+    """By computed tokens, so that rows of one length stand together; then by those before them."""
+    sign = -1 if deepest else 1
+    return sorted(rows, key=lambda row: (len(row.prompt) - row.start, sign * row.start))

@@ -267,9 +267,12 @@ class TransformersScorer:
                 extra["logits_to_keep"] = kept
             output = self.model(input_ids=input_ids, **{"use_cache": False, **extra})
         logits: Tensor = output.logits[:, -kept:]
-        offsets = torch.tensor([start - 1 - first for start in starts], device=logits.device)
-        index = offsets[:, None] + torch.arange(len(answer), device=logits.device)
-        answer_rows = logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[-1])).float()
+        if len(set(starts)) == 1:  # as nearly always along the tree: nothing needs copying
+            answer_rows = logits[:, : len(answer)].float()
+        else:
+            offsets = torch.tensor([start - 1 - first for start in starts], device=logits.device)
+            index = offsets[:, None] + torch.arange(len(answer), device=logits.device)
+            answer_rows = logits.gather(1, index[:, :, None].expand(-1, -1, logits.shape[-1])).float()
         targets = torch.tensor(answer, device=logits.device).expand(len(starts), -1)
         chosen = answer_rows.gather(2, targets[:, :, None]).squeeze(2)
         return chosen - answer_rows.logsumexp(dim=2)

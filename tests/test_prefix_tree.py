@@ -124,6 +124,31 @@ def test_a_walk_keeps_what_is_needed_and_no_more(
     assert sorted(done) == sorted(prompts)
 
 
+def all_coalitions(chunks: int) -> list[tuple[int, ...]]:
+    """Prompts of chunks of ten tokens, with a question behind."""
+    texts = [(10 + number,) * 10 for number in range(chunks)]
+    return [
+        (1, *sum((text for i, text in enumerate(texts) if mask >> i & 1), ()), 2, 2)
+        for mask in range(1 << chunks)
+    ]
+
+
+@pytest.mark.parametrize("part", [1, 8])
+def test_a_walk_uses_memory_again(part: int) -> None:
+    """All coalitions of ten chunks in full batches, whether memory holds all that is shared or an eighth."""
+    rows = plan(all_coalitions(10))
+    whole = sum(row.kept for row in rows)
+    slots = whole // part
+    walk = Walk(rows, slots)
+    sizes, least = [], slots
+    while batch := walk.take(lambda batch, row: len(batch) < 4):
+        sizes.append(len(batch))
+        least = min(least, len(walk._free))
+        walk.finish(batch)
+    assert len(sizes) <= 1.02 * len(rows) / 4
+    assert slots - least <= whole / 3
+
+
 def test_a_walk_without_room_for_one_chain_is_refused() -> None:
     """Fewer slots than the longest chain could never finish."""
     rows = plan([(1,) * 20 + (2,), (1,) * 20 + (3,) * 20 + (2,), (1,) * 20 + (3,) * 20 + (4,) * 3])
