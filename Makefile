@@ -11,7 +11,7 @@ MODELS ?=
 # point pip at a CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL) before `make setup` to avoid that.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick faults bench-capture bench-ingest soak bench-attribution bench-methods bench-probe bench-support support-model clean
+.PHONY: help setup demo ui test test-browser test-wheel lint format typecheck constraints train accuracy screenshot seeds evaluation evaluation-quick faults bench-capture bench-ingest soak bench-attribution bench-methods bench-probe bench-support support-model support-model-adapted clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -71,6 +71,11 @@ RUNS ?= 1 2
 support-model: $(VENV)/.all  ## train the support model again (LABELS="a.jsonl.gz …"; 20 minutes a run on one core)
 	@for seed in $(RUNS); do $(BIN)/python -m ragblame.attribution.support_model.training $(LABELS) --seed $$seed --out build/support-model/$$seed || exit 1; done
 	@$(BIN)/python -m ragblame.attribution.support_model.fusing $(LABELS) $(RUNS:%=--run build/support-model/%/last)
+
+# Needs a run of support-model; what ships has the published encoder (LOG.md says why).
+support-model-adapted: $(VENV)/.all  ## the same with an encoder that learns along (LABELS="…"; about 90 minutes on one core)
+	@$(BIN)/python -m ragblame.attribution.support_model.adapting $(LABELS) --run build/support-model/$(firstword $(RUNS))/last --seed 21 --out build/support-model/adapted
+	@$(BIN)/python -m ragblame.attribution.support_model.fusing $(LABELS) --run build/support-model/adapted/last
 
 accuracy: $(VENV)/.all  ## held-out accuracy of the shipped small model
 	@$(BIN)/python -m ragblame.attribution.evaluation.accuracy

@@ -37,7 +37,7 @@ from ragblame.attribution.support_model.training import (
 )
 from ragblame.attribution.support_model.weights import load_learned, original, save
 
-EPOCHS: Final = 3
+EPOCHS: Final = 2
 RANK: Final = 8
 SCALE: Final = 2.0  # of a change, alpha / rank in the paper
 RATE: Final = 5e-4  # of the changes
