@@ -42,7 +42,7 @@ from ragblame.attribution.scorer import spent_since
 
 SPANS = 4
 SAMPLE = 32  # coalitions of independent scoring with --quick
-REPEATS = 5  # of ours and of context-cite, in turn; one with --quick
+REPEATS = 5  # of ours and of context-cite, in turn, at least as many as ALONE has; one with --quick
 # Independent scoring: batch size, and whether by our forward (last layer spared, linear layers by oneDNN).
 ALONE = ((1, False), (16, False), (16, True))
 SEEDS = 8  # of the sampling whose error is compared
@@ -68,10 +68,7 @@ def compare(shape: Shape, *, is_quick: bool) -> None:
     repeats = 1 if is_quick else REPEATS
     own: list[float] = []
     peer: list[tuple[PeerRun, NDArray[np.float64]]] = []
-    parts: dict[bool, list[float]] = {
-        False: [],
-        True: [],
-    }  # tree / independent scoring, by our forward or not
+    parts: dict[bool, list[float]] = {False: [], True: []}  # tree / independent; key: by our forward
     table, cost = np.zeros(0, dtype=np.float32), (0, 0)
     for turn in range(repeats):  # a machine's speed drifts: what is compared is timed one after the other
         table, seconds, cost = score(done, masks)
