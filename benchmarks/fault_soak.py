@@ -7,10 +7,11 @@ that a trace was committed by PostgreSQL or synced to the spool, and its id was 
 that synced. What a killed host still held in memory was never acknowledged; how much that was is told in the
 table, too, and so is what was dropped because the spool was full. *Added latency* is the 99th percentile of
 the captured hosts' answers minus that of the control's in the same windows; an outage's window ends when the
-replay of what was spooled is over. On a machine whose processors are all in use, capture's own work makes
-answers wait in calm windows, too: what of it an outage adds is told beside the whole, and so is the time that
-answers spent inside our callbacks, where they would wait for us if anywhere. At the end everything
-is replayed, and the ledgers are held against the tables: every id once, with all its chunks and one job.
+replay of what was spooled is over. The chain is as light as a real one can be: hosts that leave no processor
+idle would measure the queue for processors. Where they do, capture's own work makes answers wait in calm
+windows, too: what of it an outage adds is told beside the whole, and so is the time that answers spent inside
+our callbacks, where they would wait for us if anywhere. At the end everything is replayed, and the ledgers
+are held against the tables: every id once, with all its chunks and one job.
 With `--quick` every fault comes once, shortly, at a lower rate: that checks exactness, not latency.
 Run: python benchmarks/fault_soak.py [--minutes 20 | --quick] [--json] [--write]
 """

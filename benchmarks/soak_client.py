@@ -31,7 +31,7 @@ from langchain_core.language_models import FakeListChatModel
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableLambda
 
 CHUNKS: Final = 8
 TEXTS: Final = 2_000  # distinct chunks of about 1 KB, drawn by a Zipf law
@@ -69,24 +69,23 @@ class WaitingModel(FakeListChatModel):
 
 
 def make_chain() -> Runnable[str, str]:
-    """Retriever | join, prompt, model, parser."""
+    """A function that searches, and asks prompt | model | parser: as light as a real chain can be."""
     pick = random.Random(5)
     words = ["".join(pick.choices("etaoinshrdlucmfw", k=pick.randint(2, 10))) for _ in range(4_000)]
     retriever = ZipfRetriever(
         texts=[" ".join(pick.choices(words, k=150)) for _ in range(TEXTS)],
         weights=list(itertools.accumulate(1 / rank for rank in range(1, TEXTS + 1))),
     )
-    join = RunnableLambda(_join)
     prompt = ChatPromptTemplate.from_messages(
         [("system", "Answer from:\n{context}"), ("human", "{question}")]
     )
-    retrieval: Any = {"context": retriever | join, "question": RunnablePassthrough()}
-    chain: Runnable[str, str] = retrieval | prompt | WaitingModel(responses=[ANSWER]) | StrOutputParser()
-    return chain
+    model = prompt | WaitingModel(responses=[ANSWER]) | StrOutputParser()
 
+    def answer(question: str) -> str:
+        context = "\n\n".join(document.page_content for document in retriever.invoke(question))
+        return model.invoke({"context": context, "question": question})
 
-def _join(documents: list[Document]) -> str:
-    return "\n\n".join(document.page_content for document in documents)
+    return RunnableLambda(answer)
 
 
 class Ledger:

@@ -202,13 +202,13 @@ class Recorder:
             settings = (self._load_settings or load_settings)()
         except SettingsError as error:
             counters.warn("settings", f"traces wait on the spool: {error}")
-            return Writer(None, self._look_pressed, self.waiting.pause)
+            return Writer(None, self._look_pressed)
         waiting = self.waiting
         waiting.max_traces, waiting.max_bytes = settings.queue_max_traces, settings.queue_max_bytes
         self.flush_seconds = settings.flush_timeout
         if settings.database_url is None:
             import_module("ragblame.postgres")  # now, under the guard against forks
-        return Writer(settings, self._look_pressed, waiting.pause)
+        return Writer(settings, self._look_pressed)
 
     def _look_pressed(self) -> bool:
         return self.waiting.is_pressed

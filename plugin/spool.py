@@ -23,7 +23,7 @@ from ragblame.traces import clean_text, trace_from_json, trace_to_json
 
 __all__ = ["Spool", "inspect_spool"]
 
-ROTATE_BYTES: Final = 2_000_000  # a file is closed here, so that a replay deletes as it goes
+ROTATE_BYTES: Final = 500_000  # a file is closed here: a replay deletes as it goes, and rests between files
 BATCH: Final = 50  # traces handed over at once in a replay
 
 

@@ -30,8 +30,10 @@ IDLE_SECONDS: Final = 30.0  # after which the connection is given back
 FIRST_REST: Final = 1.0  # seconds without an attempt after a failure; doubles
 LONGEST_REST: Final = 30.0
 LOOK_SECONDS: Final = 60.0  # between two looks for files that other processes left
-PAUSE_PER_WORK: Final = 4.0  # a replay rests so many times as long as it works, which is in nobody's way
-LONGEST_PAUSE: Final = 0.5  # seconds between two batches of a replay; new traces wait meanwhile
+# After each file a replay rests so many times as long as it worked: the host answers meanwhile. New traces do
+# not wait for it.
+REST_PER_WORK: Final = 3.0
+LONGEST_REPLAY_REST: Final = 0.5  # seconds
 CONNECT_SECONDS: Final = 3  # nothing is written meanwhile, and the queue grows
 SAVE_SECONDS: Final = (
     5.0  # between two additions to the totals on disk, while there is always something to do
@@ -48,16 +50,11 @@ class Writer:
         self,
         settings: Settings | None,
         is_pressed: Callable[[], bool] = lambda: False,
-        pause: Callable[[float], object] = time.sleep,
     ) -> None:
-        """``is_pressed`` tells whether more waits behind us than PostgreSQL can be waited for.
-
-        ``pause`` waits so many seconds between two batches of a replay, less when somebody is in a hurry.
-        """
+        """``is_pressed`` tells whether more waits behind us than PostgreSQL can be waited for."""
         data_dir = settings.data_dir if settings is not None else default_data_dir()
         self.settings = settings
         self._is_pressed = is_pressed
-        self._pause = pause
         self.limits = Limits(redactor=Redactor.from_settings(settings))
         if settings is not None:
             self.limits = Limits(
@@ -77,6 +74,7 @@ class Writer:
         self._saved = time.monotonic()  # when the totals were added to last
         # when to look at the spool again; at once: earlier processes may have left files
         self._looks_at = 0.0
+        self._replays_at = 0.0  # when the replay's rest is over
 
     def write(self, traces: Sequence[Trace]) -> Sequence[Trace]:
         """Store the traces, else spool them, else count them as dropped. Never raises.
@@ -98,14 +96,16 @@ class Writer:
         With ``everything``: all of them, and at once. Files of other living processes are left to them.
         """
         now = time.monotonic()
-        if not everything and (now < max(self._looks_at, self._rests_until) or self._is_pressed()):
+        if not everything and (now < self._replay_due() or self._is_pressed()):
             return self.is_clean
         if not self.spool.has_files():
             self.is_clean, self._looks_at = True, now + LOOK_SECONDS
             return True
         try:
-            store, max_files = (self._store_again, None) if everything else (self._store_gently, 1)
-            count, is_done = self.spool.replay(store, max_files)
+            count, is_done = self.spool.replay(self._store_again, None if everything else 1)
+            self._replays_at = time.monotonic() + min(
+                REST_PER_WORK * (time.monotonic() - now), LONGEST_REPLAY_REST
+            )
             counters.add("replayed", count)
             if count:
                 self._note_recovery()
@@ -121,7 +121,7 @@ class Writer:
         now = time.monotonic()
         due = [self._used + IDLE_SECONDS] if self._conn is not None else []
         if self.spool.has_files():
-            due.append(max(self._looks_at, self._rests_until))
+            due.append(self._replay_due())
         return max(min(due) - now, 0.001) if due else None
 
     def rest(self) -> None:
@@ -190,11 +190,8 @@ class Writer:
     def _store_again(self, traces: Sequence[Trace]) -> None:
         self._store(traces, REPLAY_SECONDS)
 
-    def _store_gently(self, traces: Sequence[Trace]) -> None:
-        """In the background a fifth of the time is enough: the host answers meanwhile."""
-        began = time.monotonic()
-        self._store(traces, REPLAY_SECONDS)
-        self._pause(min(PAUSE_PER_WORK * (time.monotonic() - began), LONGEST_PAUSE))
+    def _replay_due(self) -> float:
+        return max(self._looks_at, self._rests_until, self._replays_at)
 
     def _transact(self, traces: Sequence[Trace], patience: float) -> int:
         while True:

@@ -21,6 +21,7 @@ from langchain_core.language_models import FakeListChatModel
 import ragblame
 from ragblame import database, postgres_binaries, postgres_cluster
 from ragblame.plugin import recorder as recorder_module
+from ragblame.plugin import spool as spool_module
 from ragblame.plugin import writer as writer_module
 from ragblame.plugin.counters import counters
 from ragblame.plugin.handler import BlameHandler
@@ -581,17 +582,58 @@ def test_replaying_a_file_again_changes_nothing(
         assert conn.execute("SELECT count(*) FROM ragblame.chunk_text").fetchone() == (1,)
 
 
-def test_a_replay_rests_longer_than_it_works(database_url: str, data_dir: Path) -> None:
-    """In the background a pause follows every batch; somebody who waits in flush is not kept waiting."""
-    pauses: list[float] = []
-    writer = Writer(settings_for(database_url, data_dir)(), pause=pauses.append)
-    for everything, wanted in ((False, 3), (True, 0)):
-        writer.spool.append([make_trace() for _ in range(120)])  # batches of 50
-        began = time.monotonic()
-        assert writer.replay(everything=everything)
-        took = time.monotonic() - began
-        assert len(pauses) == wanted
-        assert everything or sum(pauses) > took
-        pauses.clear()
+def spool_files_of(spool: Spool, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many files of one trace each."""
+    with monkeypatch.context() as patch:
+        patch.setattr(spool_module, "ROTATE_BYTES", 1)
+        for _ in range(count):
+            spool.append([make_trace()])
+
+
+def test_a_replay_rests_longer_than_it_works(
+    database_url: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the background each file is followed by a rest; somebody who waits in flush is not kept waiting."""
+    writer = Writer(settings_for(database_url, data_dir)())
+    spool_files_of(writer.spool, 4, monkeypatch)
+    began = time.monotonic()
+    writer.replay()
+    took = time.monotonic() - began
+    rest = writer.next_wakeup()
+    assert rest is not None
+    assert rest > min(took, 0.4)
+    writer.replay()  # it rests
+    assert stored(database_url)["traces"] == 1
+    assert writer.replay(everything=True)
     writer.disconnect()
-    assert stored(database_url)["traces"] == 240
+    assert stored(database_url)["traces"] == 4
+
+
+def test_new_traces_do_not_wait_for_a_replay(
+    database_url: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While much is replayed, an answer is stored at once: what waits in memory dies with the host."""
+    spool_files_of(Spool(data_dir / "spool", 10**7), 100, monkeypatch)
+    with installed(settings_for(database_url, data_dir)):
+        ragblame.attach()
+        for number in range(3):
+            assert make_chain().invoke(f"new {number}") == ANSWER
+        deadline = time.monotonic() + 30
+        while stored_questions(database_url, "new") < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert stored_questions(database_url, "new") == 3
+        assert inspect_spool(data_dir / "spool").waiting > 0
+    writer = Writer(settings_for(database_url, data_dir)())
+    assert writer.replay(everything=True)
+    writer.disconnect()
+    assert stored(database_url)["traces"] == 103
+
+
+def stored_questions(url: str, start: str) -> int:
+    """Traces whose question begins so."""
+    with psycopg.connect(url) as conn:
+        row = conn.execute(
+            "SELECT count(*) FROM ragblame.trace WHERE starts_with(question, %s)", (start,)
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
