@@ -36,6 +36,7 @@ REPEATS: Final = 15  # timings per tracer and mode; 2 with --quick
 IMPORTS: Final = 9  # fresh interpreters; 2 with --quick
 NOTHING: Final = "no callback"
 FLOOR: Final = "LangChain BaseTracer, no-op"
+DISPATCH: Final = "no-op handler, inline"
 WAIT: Final = 300.0  # seconds a tracer's process may take for one answer
 _IMPORT: Final = (
     "import time; cpu, wall = time.process_time(), time.perf_counter(); "
@@ -286,6 +287,7 @@ def main() -> None:
     import_cpu, import_wall = import_time(2 if is_quick else IMPORTS)
     calls, repeats = (5, 2) if is_quick else (CALLS, REPEATS)
     found = measure(calls, repeats)
+    dispatch = {mode: found[DISPATCH].added(mode) for mode in MODES}
     floor = {mode: found["ragblame"].added(mode) / found[FLOOR].added(mode) for mode in MODES}
     notes = [
         f"{name}: {measured.absent or f'{measured.recorded}; sink: {measured.sink}'}"
@@ -297,6 +299,8 @@ def main() -> None:
         f"Importing the plugin took {import_wall:.3f} s of wall time.",
         "Added CPU against LangChain's own BaseTracer that keeps nothing: "
         + ", ".join(f"{mode} {value:.2f}" for mode, value in floor.items()),
+        "Of our added CPU, LangChain's own dispatch to any handler, milliseconds: "
+        + ", ".join(f"{mode} {value:.2f}" for mode, value in dispatch.items()),
     ]
     report(
         "capture overhead",
