@@ -19,13 +19,14 @@ from ragblame.attribution.measuring import Measured, Measuring
 from ragblame.attribution.spans import segment
 from ragblame.attribution.verdicts.causes import judge
 from ragblame.attribution.verdicts.corpus_asking import Asking, ask_corpus
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.fusion import with_probabilities
 from ragblame.attribution.verdicts.learned import SupportReader
 from ragblame.attribution.verdicts.other_words import Reader, with_conflicts, with_reading
 from ragblame.attribution.verdicts.premises import by_probability, premises_of
 from ragblame.attribution.verdicts.prompt_lines import with_prompt_lines
 from ragblame.attribution.verdicts.reading import settle
-from ragblame.attribution.verdicts.support import Finding, examine
+from ragblame.attribution.verdicts.support import examine
 from ragblame.attribution.verdicts.table import Decision, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT, Thresholds
 from ragblame.corpus import CorpusProbe

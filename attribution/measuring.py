@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ragblame.attribution.repetitions import repetitions
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.normalise import words
-from ragblame.attribution.verdicts.support import Finding
 from ragblame.attribution.verdicts.table import Influence, asks_counterfactual
 from ragblame.attribution.verdicts.thresholds import Thresholds
 from ragblame.errors import AlignmentError, InputError, ModelError

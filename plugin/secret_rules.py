@@ -89,8 +89,8 @@ def may_hold_url_passwords(text: str) -> bool:
 
 
 def may_hold_named_secrets(text: str) -> bool:
-    """As above, for ``named_secrets``."""
-    return ":" in text or "=" in text
+    """As above, for ``named_secrets``: a separator with a credential's name before it."""
+    return any(_name_before(text, at).endswith(_NAMES) for at in _separators(text))
 
 
 def may_hold_said_passwords(text: str) -> bool:
@@ -153,7 +153,7 @@ def named_secrets(text: str) -> Iterator[tuple[int, int]]:
     for at in _separators(text):
         if at < done:
             continue
-        name = text[max(0, at - _NEAR) : at].rstrip(_OPENING).lower()
+        name = _name_before(text, at)
         if not name.endswith(_NAMES):
             continue
         start = at + (2 if text.startswith(("=>", "==", ":="), at) else 1)
@@ -181,6 +181,10 @@ def said_passwords(text: str) -> Iterator[tuple[int, int]]:
                 if len(word) >= 4 and (is_odd or match["quote"]) and not _PLAIN.fullmatch(word):
                     yield start, start + len(word)
             at = text.find(words, at + len(words))
+
+
+def _name_before(text: str, at: int) -> str:
+    return text[max(0, at - _NEAR) : at].rstrip(_OPENING).lower()
 
 
 def _separators(text: str) -> Iterator[int]:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ragblame.attribution.written import written
 from ragblame.errors import InputError
 from ragblame.records import Trace, TraceStatus
 from ragblame.settings import Settings
@@ -392,6 +393,22 @@ def test_of_equal_texts_the_run_that_saw_the_chunks_answered() -> None:
         root(), span("RETRIEVER", 2, **DOCUMENTS), span("LLM", 3, **MESSAGES), span("LLM", 4, **again)
     )
     assert trace.model == "m"
+
+
+def test_an_answer_taken_out_of_the_models_text_is_mapped_to_it() -> None:
+    """A parser stood between model and user: the model's own text is scored, at the places that were shown."""
+    said = MESSAGES | {"llm__output_messages__0__message__content": '{"answer": "It takes 30 s."}'}
+    trace = openinference(
+        root(answer="It takes 30 s.", metadata=json.dumps({"ragblame": {"model_runs": 1}, "tenant": "acme"})),
+        span("RETRIEVER", 2, **DOCUMENTS),
+        span("LLM", 3, **said),
+    )
+    assert trace.generated == '{"answer": "It takes 30 s."}'
+    assert trace.metadata["tenant"] == "acme"
+    assert trace.metadata["ragblame"] == {"model_runs": 1, "answer_map": [[0, 12, 14]]}
+    source = written(trace)
+    assert source.text == trace.generated
+    assert source.place(12, 26) == (0, 14)
 
 
 def test_a_question_beside_its_history() -> None:

@@ -9,8 +9,8 @@ from ragblame.attribution.layout import Layout, build_layout
 from ragblame.attribution.methods.rewriting import with_text, without
 from ragblame.attribution.scorer import TransformersScorer
 from ragblame.attribution.spans import split_spans
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.other_words import RULE, evidence_in, place_of, with_conflicts
-from ragblame.attribution.verdicts.support import Finding
 from ragblame.records import Cause, Chunk, Span, Support, SupportState
 
 QUESTION = "What is the timeout of the Kestrel gateway?"

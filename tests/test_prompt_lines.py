@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ragblame.attribution.debugger import Debugger
 from ragblame.attribution.verdicts.causes import judge
-from ragblame.attribution.verdicts.support import Finding
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.table import Influence, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT
 from ragblame.records import (

@@ -3,8 +3,8 @@
 import pytest
 
 from ragblame.attribution.debugger import Debugger
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.reading import RULE, settle
-from ragblame.attribution.verdicts.support import Finding
 from ragblame.attribution.verdicts.table import Influence
 from ragblame.attribution.verdicts.thresholds import DEFAULT
 from ragblame.records import Cause, Support, SupportState, VerdictKind

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ragblame.attribution.alignment import align_chunks
 from ragblame.attribution.spans import split_spans
-from ragblame.attribution.verdicts.support import Finding, check_support, examine
+from ragblame.attribution.verdicts.finding import Finding
+from ragblame.attribution.verdicts.support import check_support, examine
 from ragblame.attribution.world.episodes import FULL, answer_text, draw_chunks, draw_question
 from ragblame.attribution.world.facts import Origin, Resolved, draw_fact, world
 from ragblame.attribution.world.values import Split

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragblame.attribution.verdicts.causes import FIX, judge
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.severity import HARM, MEASURED
-from ragblame.attribution.verdicts.support import Finding
 from ragblame.attribution.verdicts.table import Influence, decide
 from ragblame.attribution.verdicts.thresholds import DEFAULT, Thresholds
 from ragblame.records import (

@@ -145,7 +145,8 @@ def worker(
         database.require_schema(url)
         with database.connect(url) as conn:
             say(f"{requeue_failed(conn)} failed attributions put back")
-    tally = run_worker(url, once=once, settings=settings, report=say, probe=open_corpus(settings))
+    with open_corpus(settings) as corpus:
+        tally = run_worker(url, once=once, settings=settings, report=say, probe=corpus)
     say(f"{tally.attributed} attributed, {tally.failed} failed")
 
 
@@ -240,8 +241,8 @@ def explain(
         if why:
             show_why(conn, trace_id, json_output=json_output)
             return
-    with words().status("loading the scorer …") as status:
-        debugger = load_debugger(settings, open_corpus(settings))
+    with words().status("loading the scorer …") as status, open_corpus(settings) as corpus:
+        debugger = load_debugger(settings, corpus)
         explanation = attribute_trace(
             url,
             debugger,

@@ -10,6 +10,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from ragblame.plugin.answer import choose_model_run
+from ragblame.plugin.answer_map import Block, map_answer
 from ragblame.records import Chunk, Message, Trace, TraceStatus
 from ragblame.settings import Settings
 from ragblame.ui.import_steps import Step, StepTree, import_identity, settled_trace_id
@@ -59,6 +60,7 @@ def assemble(steps: Sequence[Step], source: str, app: str | None, settings: Sett
     if started is None:
         notes["started_at"] = "unknown: the time of the import stands for it"
     at = started or datetime.now(UTC)
+    shown, said = cut("answer", shown), cut("generated", said) if said and said != shown else None
     return Trace(
         id=_own_id(own) or settled_trace_id(identity, at),
         app=app or text_of(own.get("app")) or root.service or root.name or source,
@@ -72,8 +74,8 @@ def assemble(steps: Sequence[Step], source: str, app: str | None, settings: Sett
             Message(role=message.role, text=cut(f"prompt[{index}]", message.text))
             for index, message in enumerate(run.prompt if run is not None else ())
         ),
-        answer=cut("answer", shown),
-        generated=cut("generated", said) if said and said != shown else None,
+        answer=shown,
+        generated=said,
         model=run.model if run is not None else None,
         provider=run.provider if run is not None else None,
         status=_status(ended, own),
@@ -84,7 +86,7 @@ def assemble(steps: Sequence[Step], source: str, app: str | None, settings: Sett
         root_run_id=identity,
         origin="import",
         tags=next((step.tags for step in (root, *tree.records()) if step.tags), ()),
-        metadata=_metadata(tree, root, notes),
+        metadata=_metadata(tree, root, notes, map_answer(shown, said) if said is not None else ()),
         truncated=truncated,
     )
 
@@ -100,11 +102,22 @@ def _answering_run(
     return cast(Step | None, chosen), is_guess
 
 
-def _metadata(tree: StepTree, root: Step, notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Where it came from first, because metadata is bounded when stored; then the host's own."""
-    found: dict[str, Any] = {"import": notes}
+def _metadata(
+    tree: StepTree, root: Step, notes: Mapping[str, Any], blocks: Sequence[Block]
+) -> dict[str, Any]:
+    """Where it came from first, because metadata is bounded when stored; then the host's own.
+
+    ``blocks``: what shown answer and model's text share, kept where our own capture keeps it.
+    """
+    found: dict[str, Any] = {"import": notes, **({"ragblame": {}} if blocks else {})}
     for step in (*tree.records(), root):
         found |= {key: entry for key, entry in step.metadata.items() if key != "import"}
+    if blocks:
+        told = found["ragblame"]  # an export of ours brings its own notes
+        found["ragblame"] = {
+            **(told if isinstance(told, Mapping) else {}),
+            "answer_map": [list(block) for block in blocks],
+        }
     return found
 
 

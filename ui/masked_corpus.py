@@ -4,6 +4,8 @@ It exists because evidence from the corpus is stored beside the verdicts, and a 
 of a retrieved chunk must not come back by the side door. Offsets hold, as they do in a masked trace.
 """
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -42,10 +44,16 @@ class MaskedCorpus:
         return [chunk.text for chunk in self.redactor.redact(trace).chunks]
 
 
-def open_corpus(settings: Settings) -> CorpusProbe | None:
-    """The configured corpora, masked as configured; None: causes do not look into them."""
+@contextmanager
+def open_corpus(settings: Settings) -> Iterator[CorpusProbe | None]:
+    """The configured corpora, masked as configured; None: causes do not look into them. Connections that
+    were opened are closed at the end."""
     corpora = Corpora.from_settings(settings)
-    return None if corpora is None else MaskedCorpus(corpora, Redactor.from_settings(settings))
+    if corpora is None:
+        yield None
+        return
+    with closing(corpora):
+        yield MaskedCorpus(corpora, Redactor.from_settings(settings))
 
 
 def _texts(chunk: FoundChunk) -> list[str]:

@@ -25,9 +25,10 @@ from ragblame.attribution.support_model.examples import SPLIT, Part, part_of
 from ragblame.attribution.support_model.model import SupportModel
 from ragblame.attribution.support_model.weights import SHIPPED, join
 from ragblame.attribution.verdicts import fusion
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.fusion import Features, Weights
 from ragblame.attribution.verdicts.learned import SupportReading
-from ragblame.attribution.verdicts.support import Finding, examine
+from ragblame.attribution.verdicts.support import examine
 from ragblame.attribution.verdicts.thresholds import DEFAULT_FILE, Thresholds
 from ragblame.records import Span
 

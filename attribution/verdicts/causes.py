@@ -8,8 +8,8 @@ What only the corpus can tell is decided in corpus_causes.py.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.severity import weigh
-from ragblame.attribution.verdicts.support import Finding
 from ragblame.attribution.verdicts.table import Decision, Influence
 from ragblame.attribution.verdicts.thresholds import Thresholds
 from ragblame.records import Basis, Cause, Span, SupportState, Trace, Verdict, VerdictKind

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ragblame.attribution.verdicts.corpus_causes import asks_corpus, asks_freshness, look_into
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.other_words import Reader
-from ragblame.attribution.verdicts.support import Finding
 from ragblame.corpus import CorpusProbe, request_for
 from ragblame.errors import RagblameError
 from ragblame.records import CorpusLook, Span, Trace, Verdict

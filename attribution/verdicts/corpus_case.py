@@ -7,8 +7,8 @@ row passes it, and with the word whether it was counted.
 from dataclasses import dataclass
 from typing import Final
 
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.other_words import Reader
-from ragblame.attribution.verdicts.support import Finding
 from ragblame.corpus import FoundChunk, ProbeReport, ProbeRequest, ProbeText, ProbeWay, Retrieval
 from ragblame.records import CorpusLook, CorpusSearch, Span, Trace
 

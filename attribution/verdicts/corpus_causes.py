@@ -26,8 +26,8 @@ from ragblame.attribution.verdicts.corpus_sentences import (
     why_not_used,
     without_rank,
 )
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.other_words import Reader
-from ragblame.attribution.verdicts.support import Finding
 from ragblame.corpus import FoundChunk, ProbeReport, ProbeRequest, ProbeText, ProbeWay, retrieval_of
 from ragblame.records import Cause, CorpusLook, Span, SpanKind, SupportState, Trace, Verdict
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from ragblame.attribution.verdicts.corpus_case import CorpusCase
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.other_words import evidence_in
-from ragblame.attribution.verdicts.support import Finding, examine_apart
+from ragblame.attribution.verdicts.support import examine_apart
 from ragblame.corpus import FoundChunk, Neighbour, ProbeText
 from ragblame.json_values import clean_text
 from ragblame.records import Cause, Chunk, CorpusEvidence, SupportState

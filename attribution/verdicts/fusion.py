@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.learned import SupportReader, SupportReading, in_prompt, logit, sigmoid
-from ragblame.attribution.verdicts.support import Finding
 from ragblame.errors import ModelError
 from ragblame.records import Alignment, Span, SupportState, Trace
 

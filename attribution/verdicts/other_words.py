@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Final
 
 from ragblame.attribution.sentences import split_sentences
-from ragblame.attribution.verdicts.support import Finding, examine_apart
+from ragblame.attribution.verdicts.finding import Finding
+from ragblame.attribution.verdicts.support import examine_apart
 from ragblame.records import Chunk, Span, Support, SupportState, Trace
 
 RULE: Final = "the model would write it from this text"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from ragblame.attribution.repetitions import repetitions
 from ragblame.attribution.verdicts.causes import judge
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.reading import settle
-from ragblame.attribution.verdicts.support import Finding
 from ragblame.attribution.verdicts.table import Decision, Influence, decide
 from ragblame.attribution.verdicts.thresholds import Thresholds
 from ragblame.records import (

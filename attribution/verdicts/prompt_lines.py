@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Final
 
 from ragblame.attribution.sentences import split_sentences
-from ragblame.attribution.verdicts.support import Finding, examine_apart
+from ragblame.attribution.verdicts.finding import Finding
+from ragblame.attribution.verdicts.support import examine_apart
 from ragblame.records import Alignment, Chunk, Message, PromptLine, Span, SupportState, Trace
 
 MAX_PART: Final = 20_000  # code points read of one part between two chunks

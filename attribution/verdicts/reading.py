@@ -7,7 +7,7 @@ just that chunk, the doubt ends: the value came from a sentence about another su
 
 from dataclasses import replace
 
-from ragblame.attribution.verdicts.support import Finding
+from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.table import Influence
 from ragblame.attribution.verdicts.thresholds import Thresholds
 from ragblame.records import SupportState

@@ -8,85 +8,44 @@ has no value is measured by how much of it one sentence says. Every result names
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
+from typing import Final
 
-from ragblame.attribution.verdicts.claims import EXACT, NEIGHBOURS, Claim, copied_run, find_claims
+from ragblame.attribution.verdicts.claims import EXACT, Claim, find_claims
+from ragblame.attribution.verdicts.denial import differs, is_denied, is_quoted
 from ragblame.attribution.verdicts.evidence import Evidence, Sentence
-from ragblame.attribution.verdicts.normalise import Word, content_stems, fold, is_negated, stem
+from ragblame.attribution.verdicts.finding import (
+    SAME_ATTRIBUTE,
+    SAME_WORDS,
+    Against,
+    Finding,
+    Hit,
+    entailed_by,
+    is_parallel,
+    support_of,
+    without_evidence,
+)
+from ragblame.attribution.verdicts.normalise import content_stems, fold, stem
 from ragblame.attribution.verdicts.quantities import find_quantities
 from ragblame.attribution.verdicts.same_value import is_same_number, is_same_value
 from ragblame.attribution.verdicts.stated import holds, in_doubt, keys, other_value
-from ragblame.records import Alignment, Chunk, PromptLine, Span, SpanKind, Support, SupportState
+from ragblame.attribution.verdicts.subjects import Match, compare_subjects
+from ragblame.records import Alignment, Chunk, Span, SpanKind, Support, SupportState
 
-ENOUGH = 0.55  # weighted share of a clause that one sentence must say
-TOO_LITTLE = 0.20  # below it nobody says it; between the two nobody can tell
-TOGETHER = 3  # sentences that may say a clause together
-ENOUGH_TOGETHER = 0.70  # share they must say
-ENOUGH_TO_DENY = 0.80  # share that a sentence must say before a negation counts against a clause
-FEW_WORDS = 3  # a clause with fewer telling words is judged with its neighbours
-RELATED = 0.20  # share of a value's surroundings that must come with the value
-SAME_WORDS = 0.75  # with so many of them a value stands in its own sentence, whoever else is named
-SAME_ATTRIBUTE = 0.50  # share of an attribute's name that makes another value a contradiction
-FAINT = 0.17  # below it a sentence is about another attribute
-QUOTED_WORDS = 6  # in a row that answer and sentence share around a span
-QUOTED_CONTENT = 3  # of them telling words outside the span
-MINIMAL = 3  # a sentence with at most so many further words states one thing about its subject
-PARTLY = 0.35  # share of a name that leaves a doubt
-CANDIDATES = 30  # sentences looked at for each span besides those that hold its value
-STATED = 200  # code points of a sentence quoted as what the chunk says instead
+ENOUGH: Final = 0.55  # weighted share of a clause that one sentence must say
+TOO_LITTLE: Final = 0.20  # below it nobody says it; between the two nobody can tell
+TOGETHER: Final = 3  # sentences that may say a clause together
+ENOUGH_TOGETHER: Final = 0.70  # share they must say
+ENOUGH_TO_DENY: Final = 0.80  # share that a sentence must say before a negation counts against a clause
+FEW_WORDS: Final = 3  # a clause with fewer telling words is judged with its neighbours
+RELATED: Final = 0.20  # share of a value's surroundings that must come with the value
+FAINT: Final = 0.17  # below it a sentence is about another attribute
+MINIMAL: Final = 3  # a sentence with at most so many further words states one thing about its subject
+PARTLY: Final = 0.35  # share of a name that leaves a doubt
+CANDIDATES: Final = 30  # sentences looked at for each span besides those that hold its value
+STATED: Final = 200  # code points of a sentence quoted as what the chunk says instead
 
-# "Not only 5", "no more than 5": a negation before these says nothing against the value.
-_LIMITS = frozenset(
-    ("only", "just", "until", "before", "after", "than", "more", "less", "fewer", "later", "earlier", "least")
-)
-_NOUNS = {SpanKind.NUMBER: "number", SpanKind.DATE: "date", SpanKind.NAME: "name"}
-
-
-class Match(Enum):
-    """Who a sentence is about, compared with whom the span is about."""
-
-    SAME = "same"
-    LOOSE = "loose"  # a part of the name is there, or the chunk has it elsewhere
-    UNKNOWN = "unknown"  # nobody is named who tells
-    OTHER = "other"
-    RIVAL = "rival"  # shares the name and is another thing: the sibling trap
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """A support record with what the causes need beyond it."""
-
-    support: Support
-    conflicts: tuple[tuple[int, str], ...] = ()  # further chunk in the prompt, the other value it states
-    # further chunk with another value of the kind for the subject: in other words, or of another attribute
-    may_conflict: tuple[int, ...] = ()
-    borrowed_from: tuple[int, ...] = ()  # chunks where the value stands with another subject only
-    dropped: tuple[int, ...] = ()  # chunks outside the prompt that say it, or state what it should be
-    # entailed, contradicted: of the same subject and attribute, not merely of words that would fit
-    is_sure: bool = True
-    is_about: bool = False  # ``examine_apart``: a sentence is about the span's subject, whatever it says
-    copied_from: tuple[PromptLine, ...] = ()  # lines of the prompt outside the chunks that say it
-    told_by: tuple[PromptLine, ...] = ()  # lines that ask for an answer from memory
-
-
-@dataclass(frozen=True, slots=True)
-class _Hit:
-    """A sentence that says a claim, or holds its value."""
-
-    sentence: Sentence
-    match: Match
-    score: float  # share of the claim's surroundings, or of a clause, that it says, [0, 1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Against:
-    """A sentence about the subject that states another value."""
-
-    sentence: Sentence
-    stated: str
-    stems: frozenset[str]  # of what is stated
-    attribute: float  # share of the attribute's name that it says, [0, 1]
+_NOUNS: Final = {SpanKind.NUMBER: "number", SpanKind.DATE: "date", SpanKind.NAME: "name"}
 
 
 def check_support(
@@ -174,18 +133,18 @@ class _Checker:
         """The finding for one span."""
         kind = claim.span.kind
         if claim.abstains and kind not in (SpanKind.NUMBER, SpanKind.DATE):
-            return _bare(claim, SupportState.ENTAILED, "no claim: the answer abstains")
+            return without_evidence(claim, SupportState.ENTAILED, "no claim: the answer abstains")
         if kind is SpanKind.CLAUSE and claim.leads_to_value:
-            return _bare(claim, SupportState.ENTAILED, "subject of a value")
+            return without_evidence(claim, SupportState.ENTAILED, "subject of a value")
         if not claim.stems and not claim.quantities:
             hits = self._literal(claim.text)
             if hits:
-                return _found(claim, hits, "same words")
-            return _bare(claim, SupportState.UNCLEAR, "nothing to compare")
+                return entailed_by(claim, hits, "same words")
+            return without_evidence(claim, SupportState.UNCLEAR, "nothing to compare")
         if kind is SpanKind.CLAUSE and not claim.stands_alone and claim.stems <= self.echo:
-            return _bare(claim, SupportState.ENTAILED, "echo of the question")
+            return without_evidence(claim, SupportState.ENTAILED, "echo of the question")
         if kind is SpanKind.QUOTE and (hits := self._literal(claim.text[1:-1])):
-            return _found(claim, hits, "quotation")
+            return entailed_by(claim, hits, "quotation")
         if claim.quantities and kind not in (SpanKind.CLAUSE, SpanKind.NEGATION):
             return self._check_value(claim, _NOUNS.get(kind, "number"))
         if kind is SpanKind.NAME or (kind is SpanKind.CLAUSE and claim.is_value):
@@ -205,7 +164,7 @@ class _Checker:
             return self._mine(self.evidence.nearest(stems, CANDIDATES))
         return self._mine(self.evidence.nearest(stems, len(self.evidence.sentences)))[:CANDIDATES]
 
-    def _literal(self, text: str) -> list[_Hit]:
+    def _literal(self, text: str) -> list[Hit]:
         """Sentences that hold a text word for word, folded."""
         wanted = " ".join(fold(text).split()).strip(" .,;:!?")
         if not wanted:
@@ -215,7 +174,7 @@ class _Checker:
         for sentence in near:
             if sentence.index not in self._folded:
                 self._folded[sentence.index] = " ".join(fold(sentence.text).split())
-        return [_Hit(s, Match.SAME, 1.0) for s in near if wanted in self._folded[s.index]]
+        return [Hit(s, Match.SAME, 1.0) for s in near if wanted in self._folded[s.index]]
 
     def _check_value(self, claim: Claim, noun: str) -> Finding:
         """A number, date, name or short value: it must stand with its subject."""
@@ -225,11 +184,11 @@ class _Checker:
         good = [hit for hit in own if hit.score >= RELATED or hit.match is Match.SAME or not claim.around]
         against = self._against(claim)
         borrowed = tuple(sorted({hit.sentence.position for hit in foreign}))
-        denied = [hit for hit in good if _is_denied(claim, hit.sentence)]
+        denied = [hit for hit in good if is_denied(claim, hit.sentence)]
         if denied and len(denied) == len(good):
             hit = max(denied, key=lambda hit: (hit.match is Match.SAME, hit.score))
             stated = " ".join(hit.sentence.text.split())[:STATED]
-            support = _support(claim, SupportState.CONTRADICTED, "negation differs", hit.sentence, stated)
+            support = support_of(claim, SupportState.CONTRADICTED, "negation differs", hit.sentence, stated)
             return Finding(support=support, borrowed_from=borrowed, is_sure=hit.match is Match.SAME)
         good = [hit for hit in good if hit not in denied]
         if good and not self._is_beaten(claim, good, against):
@@ -240,7 +199,7 @@ class _Checker:
             rule = (
                 "another value for the subject" if is_named else "the subject has another value of this kind"
             )
-            support = _support(claim, SupportState.CONTRADICTED, rule, first.sentence, first.stated)
+            support = support_of(claim, SupportState.CONTRADICTED, rule, first.sentence, first.stated)
             return Finding(support=support, borrowed_from=borrowed, is_sure=is_named)
         if foreign:
             hit = max(foreign, key=lambda hit: (hit.match is Match.RIVAL, hit.score))
@@ -248,18 +207,17 @@ class _Checker:
             if is_sure or self._attribute(claim, hit.sentence) >= SAME_ATTRIBUTE:
                 rule = "value stands with another subject"
                 return Finding(
-                    support=_support(claim, SupportState.ABSENT, rule, hit.sentence), borrowed_from=borrowed
+                    support=support_of(claim, SupportState.ABSENT, rule, hit.sentence),
+                    borrowed_from=borrowed,
                 )
         if hits:
             hit = max(hits, key=lambda hit: hit.score)
             rule = f"{noun} stands without its subject"
-            support = _support(claim, SupportState.UNCLEAR, rule, hit.sentence)
+            support = support_of(claim, SupportState.UNCLEAR, rule, hit.sentence)
             return Finding(support=support, borrowed_from=() if own else borrowed)
         return self._check_unmatched(claim, noun)
 
-    def _entailed(
-        self, claim: Claim, good: Sequence[_Hit], against: Sequence[_Against], noun: str
-    ) -> Finding:
+    def _entailed(self, claim: Claim, good: Sequence[Hit], against: Sequence[Against], noun: str) -> Finding:
         """Said, perhaps with another chunk that says otherwise."""
         sure = {hit.sentence.position for hit in good}
         least = max(SAME_ATTRIBUTE, *(self._attribute(claim, hit.sentence) for hit in good))
@@ -267,17 +225,17 @@ class _Checker:
         conflicts = {
             other.sentence.position: other.stated
             for other in others
-            if other.attribute >= least or any(_is_parallel(claim, hit.sentence, other) for hit in good)
+            if other.attribute >= least or any(is_parallel(claim, hit.sentence, other) for hit in good)
         }
         open_ones = sorted({other.sentence.position for other in others} - conflicts.keys())
         rule = f"{noun} with its subject{', unit converted' if _is_converted(claim, good) else ''}"
         return replace(
-            _found(claim, good, rule),
+            entailed_by(claim, good, rule),
             conflicts=tuple(sorted(conflicts.items())),
             may_conflict=tuple(open_ones),
         )
 
-    def _is_beaten(self, claim: Claim, good: Sequence[_Hit], against: Sequence[_Against]) -> bool:
+    def _is_beaten(self, claim: Claim, good: Sequence[Hit], against: Sequence[Against]) -> bool:
         """A small bare number of another attribute is no support where the asked one is stated."""
         if not claim.is_common or not any(other.attribute >= SAME_ATTRIBUTE for other in against):
             return False
@@ -288,9 +246,9 @@ class _Checker:
         if claim.quantities:
             if (doubt := self._doubt(claim)) is not None:
                 rule = f"{noun} cannot be compared: {doubt[1]}"
-                return Finding(support=_support(claim, SupportState.UNCLEAR, rule, doubt[0]))
+                return Finding(support=support_of(claim, SupportState.UNCLEAR, rule, doubt[0]))
             if all(any(is_same_value(own, q) for q in self.asked) for own in claim.quantities):
-                return _bare(claim, SupportState.UNCLEAR, f"{noun} of the question, in no chunk")
+                return without_evidence(claim, SupportState.UNCLEAR, f"{noun} of the question, in no chunk")
         if not claim.quantities:
             shares = [
                 (self.evidence.coverage(claim.stems, sentence.stems), sentence)
@@ -300,8 +258,8 @@ class _Checker:
             share, sentence = max(shares, key=lambda pair: pair[0], default=(0.0, None))
             if sentence is not None and share >= PARTLY:
                 rule = f"only a part of the {noun} is there"
-                return Finding(support=_support(claim, SupportState.UNCLEAR, rule, sentence))
-        return _bare(claim, SupportState.ABSENT, f"{noun} in no chunk")
+                return Finding(support=support_of(claim, SupportState.UNCLEAR, rule, sentence))
+        return without_evidence(claim, SupportState.ABSENT, f"{noun} in no chunk")
 
     def _doubt(self, claim: Claim) -> tuple[Sentence, str] | None:
         """A sentence about the same that may state the value in another form, and why nobody can tell."""
@@ -323,46 +281,23 @@ class _Checker:
             near = sorted({s.index: s for s in filed}.values(), key=lambda s: s.index)
         return [sentence for sentence in near if holds(claim, sentence)]
 
-    def _hit(self, claim: Claim, sentence: Sentence) -> _Hit:
+    def _hit(self, claim: Claim, sentence: Sentence) -> Hit:
         score = self.evidence.coverage(claim.around, sentence.reach)
         match = self._match(claim, sentence)
         if match is Match.OTHER and score >= SAME_WORDS:
             match = Match.UNKNOWN  # it says nearly all that stands around the value
-        if match in (Match.RIVAL, Match.OTHER) and _is_quoted(claim, sentence):
+        if match in (Match.RIVAL, Match.OTHER) and is_quoted(claim, sentence):
             match = Match.LOOSE
-        return _Hit(sentence, match, score)
+        return Hit(sentence, match, score)
 
     def _attribute(self, claim: Claim, sentence: Sentence) -> float:
         """How much of the attribute's name a sentence holds, [0, 1]."""
         return max((self.evidence.coverage(name, sentence.stems) for name in claim.names), default=0.0)
 
     def _match(self, claim: Claim, sentence: Sentence) -> Match:
-        """Compare whom a span and a sentence are about."""
-        subject = claim.subject
-        if subject is None:
-            return Match.UNKNOWN
-        about = sentence.subject
-        named = sentence.entities if about is None else (*sentence.entities, about)
-        # a word that the value itself brings along ("the Osprey gateway") does not name the subject
-        is_value = claim.is_value or claim.span.kind is not SpanKind.CLAUSE
-        brings_head = is_value and subject.head in claim.stems and not subject.stems <= claim.stems
-        is_named = not brings_head or any(subject.stems <= each.stems for each in named)
-        if subject.stems <= sentence.reach and is_named:
-            return Match.SAME
-        names = frozenset(subject.names)
-        if names & sentence.reach:
-            is_rival = any(subject.is_rival(each) and not set(each.names) & claim.stems for each in named)
-            return Match.RIVAL if is_rival else Match.LOOSE
-        if names & self.evidence.stems_of.get(sentence.position, frozenset()):
-            return Match.LOOSE
-        is_foreign = about is not None and not about.stems & claim.said
-        # A head noun in common ("Osprey gateway") is a parallel, not a mention.
-        is_parallel = subject.head is not None and any(subject.head == each.head for each in named)
-        if claim.is_asked and is_foreign:
-            return Match.OTHER
-        return Match.OTHER if is_parallel and (claim.is_asked or claim.is_named) else Match.UNKNOWN
+        return compare_subjects(claim, sentence, self.evidence)
 
-    def _against(self, claim: Claim) -> list[_Against]:
+    def _against(self, claim: Claim) -> list[Against]:
         """Sentences about the subject that state another value of the kind, closest first."""
         found = []
         for sentence in self._nearest(claim.sought):
@@ -379,7 +314,7 @@ class _Checker:
             is_minimal = len(further) <= MINIMAL
             is_named = attribute >= SAME_ATTRIBUTE and (is_minimal or bool(claim.quantities))
             if is_named or (stated.is_distinctive and match is Match.SAME and is_minimal):
-                found.append(_Against(sentence, stated.text, stated.stems, attribute))
+                found.append(Against(sentence, stated.text, stated.stems, attribute))
         return sorted(found, key=lambda each: -each.attribute)
 
     def _check_clause(self, claim: Claim) -> Finding:
@@ -394,64 +329,40 @@ class _Checker:
         scored.sort(key=lambda pair: -pair[0])
         best, sentence = scored[0] if scored else (0.0, None)
         if sentence is None or best < TOO_LITTLE:
-            return _bare(claim, SupportState.ABSENT, "clause in no chunk")
+            return without_evidence(claim, SupportState.ABSENT, "clause in no chunk")
         if best >= ENOUGH:
             return self._check_said(claim, wanted, [pair for pair in scored if pair[0] >= ENOUGH])
         together = frozenset[str]().union(*(each.reach for _, each in scored[:TOGETHER]))
         if self.evidence.coverage(wanted, together) >= ENOUGH_TOGETHER:
             rule = "clause put together from sentences"
-            return Finding(support=_support(claim, SupportState.ENTAILED, rule, sentence), is_sure=False)
+            return Finding(support=support_of(claim, SupportState.ENTAILED, rule, sentence), is_sure=False)
         rule = "clause is there only in part"
-        return Finding(support=_support(claim, SupportState.UNCLEAR, rule, sentence))
+        return Finding(support=support_of(claim, SupportState.UNCLEAR, rule, sentence))
 
     def _check_said(
         self, claim: Claim, wanted: frozenset[str], scored: Sequence[tuple[float, Sentence]]
     ) -> Finding:
         """Sentences say the clause: about the same subject, and without denying it?"""
-        hits = [_Hit(sentence, self._match(claim, sentence), share) for share, sentence in scored]
+        hits = [Hit(sentence, self._match(claim, sentence), share) for share, sentence in scored]
         best = hits[0]
-        own = [hit for hit in hits if hit.match is not Match.RIVAL or _is_quoted(claim, hit.sentence)]
+        own = [hit for hit in hits if hit.match is not Match.RIVAL or is_quoted(claim, hit.sentence)]
         if not own:
             borrowed = tuple(sorted({hit.sentence.position for hit in hits}))
             rule = "clause stands with another subject"
-            support = _support(claim, SupportState.ABSENT, rule, best.sentence)
+            support = support_of(claim, SupportState.ABSENT, rule, best.sentence)
             return Finding(support=support, borrowed_from=borrowed)
-        same = [hit for hit in own if not _differs(claim, wanted, hit.sentence)]
+        same = [hit for hit in own if not differs(claim, wanted, hit.sentence)]
         if same:
-            return _found(claim, same, "clause says the same")
+            return entailed_by(claim, same, "clause says the same")
         if own[0].score < ENOUGH_TO_DENY:
             rule = "negation may differ"
-            return Finding(support=_support(claim, SupportState.UNCLEAR, rule, own[0].sentence))
+            return Finding(support=support_of(claim, SupportState.UNCLEAR, rule, own[0].sentence))
         stated = " ".join(own[0].sentence.text.split())[:STATED]
-        support = _support(claim, SupportState.CONTRADICTED, "negation differs", own[0].sentence, stated)
+        support = support_of(claim, SupportState.CONTRADICTED, "negation differs", own[0].sentence, stated)
         return Finding(support=support)
 
 
-def _is_denied(claim: Claim, sentence: Sentence) -> bool:
-    """Whether a sentence says "not" right before the claim's value, wherever the value stands in it."""
-    if is_negated(claim.items) or claim.is_near_negation:
-        return False
-    if claim.quantities:
-        wanted = claim.quantities[0]
-        places = [q for q in sentence.quantities if is_same_value(wanted, q, tolerance=claim.tolerance)]
-        at = [
-            next((i for i, word in enumerate(sentence.items) if word.end > place.start), 0)
-            for place in places
-        ]
-    else:
-        at = [i for i, word in enumerate(sentence.items) if word.stem in claim.stems]
-        if len(at) > 1 and at[-1] - at[0] <= len(claim.items):
-            at = [next((i for i in at if _is_behind_not(sentence.items, i)), at[0])]  # "is no longer closed"
-    return bool(at) and all(_is_behind_not(sentence.items, index) for index in at)
-
-
-def _is_behind_not(items: Sequence[Word], at: int) -> bool:
-    return (
-        any(word.is_negation for word in items[max(0, at - 2) : at]) and items[at - 1].folded not in _LIMITS
-    )
-
-
-def _is_converted(claim: Claim, hits: Sequence[_Hit]) -> bool:
+def _is_converted(claim: Claim, hits: Sequence[Hit]) -> bool:
     """Whether no sentence states the value in the answer's own unit."""
     own = [quantity for quantity in claim.quantities if quantity.low and quantity.bare]
     return bool(own) and not any(
@@ -461,71 +372,7 @@ def _is_converted(claim: Claim, hits: Sequence[_Hit]) -> bool:
     )
 
 
-def _is_quoted(claim: Claim, sentence: Sentence) -> bool:
-    """Whether the answer repeats a long stretch of the sentence around the span: both are about the same."""
-    low, high = copied_run(claim, sentence)
-    further = [word for word in sentence.items[low:high] if word.is_content and word.stem not in claim.stems]
-    return high - low >= QUOTED_WORDS and len(further) >= QUOTED_CONTENT
-
-
 def _halves(code: str) -> frozenset[str]:
     """The stems of letters and digits of a code, where it is made of just these two."""
     found = re.fullmatch(r"([^\W\d_]+)(\d+)", code)
     return frozenset((stem(found[1]), found[2])) if found else frozenset((code,))
-
-
-def _differs(claim: Claim, wanted: frozenset[str], sentence: Sentence) -> bool:
-    """Whether one side denies what the other says; a negation merely nearby is no difference."""
-    at = [index for index, word in enumerate(sentence.items) if word.stem in wanted]
-    if not at:
-        return False
-    low, high = at[0], at[-1] + 1
-    first, last = copied_run(claim, sentence)
-    if (
-        last - first >= QUOTED_WORDS
-    ):  # negations inside are the answer's, too; those further off are no matter
-        is_denied = first > 0 and sentence.items[first - 1].is_negation
-        return is_denied and not claim.is_near_negation and len(claim.before) < NEIGHBOURS
-    if is_negated(claim.items):
-        wide = sentence.items[max(0, low - NEIGHBOURS) : high + NEIGHBOURS]
-        return not any(word.is_negation for word in wide)
-    return is_negated(sentence.items[max(0, low - 2) : high]) and not claim.is_near_negation
-
-
-def _found(claim: Claim, hits: Sequence[_Hit], rule: str) -> Finding:
-    """Entailed by the best of several sentences; other chunks that say it too are listed."""
-    best = max(hits, key=lambda hit: (hit.match is Match.SAME, hit.score, -hit.sentence.index))
-    others = sorted({hit.sentence.position for hit in hits} - {best.sentence.position})
-    support = _support(claim, SupportState.ENTAILED, rule, best.sentence)
-    return Finding(support=replace(support, other_positions=tuple(others)), is_sure=_is_sure(claim, best))
-
-
-def _is_parallel(claim: Claim, said: Sentence, other: _Against) -> bool:
-    """Whether two sentences are one and the same but for the value."""
-    return said.reach - claim.stems == other.sentence.reach - other.stems
-
-
-def _is_sure(claim: Claim, hit: _Hit) -> bool:
-    """Whether a sentence is about the subject, and for a number met by chance about the attribute too."""
-    if hit.match is Match.SAME and not claim.is_common:
-        return True
-    is_near = hit.match is not Match.UNKNOWN or claim.subject is None
-    return hit.score >= (SAME_ATTRIBUTE if is_near else SAME_WORDS)
-
-
-def _support(
-    claim: Claim, state: SupportState, rule: str, sentence: Sentence, stated: str | None = None
-) -> Support:
-    return Support(
-        span=claim.span.index,
-        state=state,
-        rule=rule,
-        position=sentence.position,
-        evidence_start=sentence.start,
-        evidence_end=sentence.end,
-        stated=stated,
-    )
-
-
-def _bare(claim: Claim, state: SupportState, rule: str) -> Finding:
-    return Finding(support=Support(span=claim.span.index, state=state, rule=rule))
