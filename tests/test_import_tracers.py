@@ -396,7 +396,7 @@ def test_of_equal_texts_the_run_that_saw_the_chunks_answered() -> None:
 
 
 def test_an_answer_taken_out_of_the_models_text_is_mapped_to_it() -> None:
-    """A parser stood between model and user: the model's own text is scored, at the places that were shown."""
+    """A parser stood between model and user: the model's own text is scored, at the places shown."""
     said = MESSAGES | {"llm__output_messages__0__message__content": '{"answer": "It takes 30 s."}'}
     trace = openinference(
         root(answer="It takes 30 s.", metadata=json.dumps({"ragblame": {"model_runs": 1}, "tenant": "acme"})),

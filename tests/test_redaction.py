@@ -345,7 +345,7 @@ def test_a_failing_built_in_rule_fails_closed_too(name: str, monkeypatch: pytest
     """A fault of ours in any single rule hides the text, it does not let it pass."""
     rules = SECRET_RULES if name in SECRET_RULES else PERSONAL_RULES
     monkeypatch.setitem(rules, name, raises)
-    text = "-----BEGIN :// words that every rule looks at, assword is never-so-plain-at-all: "
+    text = "-----BEGIN :// words that every rule looks at, assword is never-so-plain-at-all, token: "
     assert masked(text, **ALL) == MASK * len(text)
 
 
