@@ -24,6 +24,8 @@ from ragblame.traces import clean_text, trace_from_json, trace_to_json
 __all__ = ["Spool", "inspect_spool"]
 
 ROTATE_BYTES: Final = 500_000  # a file is closed here: a replay deletes as it goes, and rests between files
+SUFFIX: Final = ".spool"  # of files that wait to be replayed
+SIZE_SECONDS: Final = 0.25  # between two looks at how full the folder is: it may hold a thousand files
 BATCH: Final = 50  # traces handed over at once in a replay
 
 
@@ -37,6 +39,8 @@ class Spool:
         self._file: int | None = None
         self._path: Path | None = None
         self._size = 0  # of the open file, as far as it was synced
+        self._looked = -SIZE_SECONDS  # when the folder's size was looked at
+        self._seen = 0  # bytes found there, and those written since
 
     def append(self, traces: Sequence[Trace]) -> Sequence[Trace]:
         """Keep traces on disk; returns those that found room. Raises ``OSError`` for an unusable folder."""
@@ -71,7 +75,11 @@ class Spool:
 
     def has_files(self) -> bool:
         """Whether anything waits, in this process's file or another's."""
-        return next(self._files(), None) is not None
+        try:
+            with os.scandir(self.folder) as entries:  # asked at every turn of the writer: no list, no order
+                return any(entry.name.endswith(SUFFIX) for entry in entries)
+        except OSError:
+            return False
 
     def replay(
         self, write: Callable[[Sequence[Trace]], None], max_files: int | None = None
@@ -83,8 +91,9 @@ class Spool:
         """
         with self.lock:
             self.close()  # our own file is replayed like any other
+            self._looked = -SIZE_SECONDS  # what is taken makes room
             count = files = 0
-            for path in list(self._files()):
+            for path in self._files():
                 if max_files is not None and files >= max_files:
                     return count, False
                 taken = _replay_file(path, write)
@@ -111,18 +120,28 @@ class Spool:
         self.close()
 
     def _files(self) -> Iterator[Path]:
+        """Files that wait now, in order; each may be gone by the time it comes."""
         try:
-            yield from sorted(path for path in self.folder.iterdir() if path.suffix == ".spool")
+            with os.scandir(self.folder) as entries:
+                names = sorted(entry.name for entry in entries if entry.name.endswith(SUFFIX))
         except OSError:
             return
+        for name in names:
+            yield self.folder / name
 
     def _used(self) -> int:
-        try:
-            return sum(entry.stat().st_size for entry in os.scandir(self.folder) if entry.is_file())
-        except OSError:
-            return 0
+        """Bytes in the folder: looked at four times a second at most, and what we wrote since added."""
+        now = time.monotonic()
+        if now - self._looked > SIZE_SECONDS:
+            try:
+                with os.scandir(self.folder) as entries:
+                    self._seen = sum(entry.stat().st_size for entry in entries if entry.is_file())
+            except OSError:
+                self._seen = 0
+            self._looked = now
+        return self._seen
 
-    def _write(self, data: bytes, suffix: str = ".spool") -> None:
+    def _write(self, data: bytes, suffix: str = SUFFIX) -> None:
         if self._file is not None and (
             self._path is None or self._path.suffix != suffix or not self._is_ours()
         ):
@@ -142,8 +161,9 @@ class Spool:
         except OSError:
             os.ftruncate(self._file, start)  # a full disk must not leave half a record before the next one
             raise
+        self._seen += size - start
         self._size = size
-        if self._size >= ROTATE_BYTES or suffix != ".spool":
+        if self._size >= ROTATE_BYTES or suffix != SUFFIX:
             self.close()
 
     def _is_ours(self) -> bool:
