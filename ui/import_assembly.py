@@ -61,6 +61,8 @@ def assemble(steps: Sequence[Step], source: str, app: str | None, settings: Sett
         notes["started_at"] = "unknown: the time of the import stands for it"
     at = started or datetime.now(UTC)
     shown, said = cut("answer", shown), cut("generated", said) if said and said != shown else None
+    # An export of ours comes back as it was, with the map that it has or has not.
+    blocks = map_answer(shown, said) if said is not None and not own else ()
     return Trace(
         id=_own_id(own) or settled_trace_id(identity, at),
         app=app or text_of(own.get("app")) or root.service or root.name or source,
@@ -86,7 +88,7 @@ def assemble(steps: Sequence[Step], source: str, app: str | None, settings: Sett
         root_run_id=identity,
         origin="import",
         tags=next((step.tags for step in (root, *tree.records()) if step.tags), ()),
-        metadata=_metadata(tree, root, notes, map_answer(shown, said) if said is not None else ()),
+        metadata=_metadata(tree, root, notes, blocks),
         truncated=truncated,
     )
 
@@ -113,7 +115,7 @@ def _metadata(
     for step in (*tree.records(), root):
         found |= {key: entry for key, entry in step.metadata.items() if key != "import"}
     if blocks:
-        told = found["ragblame"]  # an export of ours brings its own notes
+        told = found["ragblame"]
         found["ragblame"] = {
             **(told if isinstance(told, Mapping) else {}),
             "answer_map": [list(block) for block in blocks],
