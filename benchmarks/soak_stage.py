@@ -164,10 +164,7 @@ class Soak:
 
     def stop_server(self) -> None:
         """Its sessions end at once and it stays away."""
-        with self.window("stopped"):
-            self.server.stop()
-            time.sleep(self.plan.stopped)
-            self.server.start()
+        self._take_away("stopped", self.plan.stopped)
 
     def freeze_server(self) -> None:
         """It keeps its connections and says nothing."""
@@ -178,16 +175,16 @@ class Soak:
 
     def kill_server(self) -> None:
         """Every process of it dies at once; then it recovers from its log."""
-        with self.window("server killed"):
-            self.server.stop(signal.SIGKILL)
-            time.sleep(self.plan.killed)
-            self.server.start()
+        self._take_away("server killed", self.plan.killed, signal.SIGKILL)
 
     def fill_spool(self) -> None:
         """It stays away for longer than the spool has room."""
-        with self.window("spool full"):
-            self.server.stop()
-            time.sleep(self.plan.full)
+        self._take_away("spool full", self.plan.full)
+
+    def _take_away(self, name: str, seconds: float, how: signal.Signals = signal.SIGINT) -> None:
+        with self.window(name):
+            self.server.stop(how)
+            time.sleep(seconds)
             self.server.start()
 
     def step_clocks(self) -> None:

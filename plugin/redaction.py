@@ -191,13 +191,7 @@ def _names_a_secret(trace: Trace) -> bool:
 
 def _has_secret_key(value: Any) -> bool:
     if isinstance(value, _MAPPINGS):
-        for key, entry in value.items():  # no generator: it runs for every chunk
-            if isinstance(entry, str):
-                if entry and _is_secret_key(key):
-                    return True
-            elif _has_secret_key(entry):
-                return True
-        return False
+        return any(_hides(key, entry) or _has_secret_key(entry) for key, entry in value.items())
     return isinstance(value, list) and any(map(_has_secret_key, value))
 
 
