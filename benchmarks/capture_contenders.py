@@ -4,7 +4,6 @@ A tracer that never builds its bytes would look cheap, and one that retries agai
 dear, so each gets a sink of its own kind that takes the finished bytes: `Cut.sink` says which.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -77,17 +76,16 @@ def noop_tracer() -> Cut:
 
 
 def ragblame() -> Cut:
-    """Ours: assembled in the recorder's thread, then the JSON that the spool would write."""
+    """Ours: assembled in the recorder's thread, then the record that the spool would write."""
     from ragblame.plugin.handler import BlameHandler
     from ragblame.plugin.recorder import flush
+    from ragblame.plugin.spool_files import encode
     from ragblame.traces import trace_to_json
 
     taken = Sink("trace")
-    handler = BlameHandler(
-        app="benchmark", sink=lambda trace: taken.take(json.dumps(trace_to_json(trace)).encode(), 1)
-    )
+    handler = BlameHandler(app="benchmark", sink=lambda trace: taken.take(encode(trace_to_json(trace)), 1))
     return Cut(
-        sink="a sink that makes the spool's JSON and drops it",
+        sink="a sink that makes the spool's record and drops it",
         taken=taken,
         per_run=1,
         handlers=(handler,),

@@ -136,7 +136,11 @@ def text_of(mapping: Any, keys: Iterable[str]) -> str | None:
     """The first of these entries that is a text with something in it."""
     if not isinstance(mapping, Mapping):
         return None
-    return next((entry for key in keys if isinstance(entry := mapping.get(key), str) and entry), None)
+    for key in keys:
+        entry = mapping.get(key)
+        if entry and isinstance(entry, str):
+            return entry
+    return None
 
 
 def _identity_in(metadata: Mapping[str, Json]) -> str | None:

@@ -53,6 +53,7 @@ _SHORT_KEY: Final = 100  # code points of a key worth remembering
 _HIDDEN: Final = MASK * 8  # a value under such a key: its length is nobody's business
 _NOTES: Final = "ragblame"  # our own key in a trace's metadata
 _MAPPINGS: Final = (dict, Mapping)  # the first is quickly told
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})  # hold nothing further
 _AT_ONCE: Final = 200_000  # code points of all texts that are looked at together: about 0.2 ms
 _CUT_NOTE, _CUT_ERROR = 500, 2_000  # code points from which these may have been cut at capture
 
@@ -176,6 +177,8 @@ def _texts(trace: Trace) -> Iterator[tuple[str, bool]]:
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
+    elif type(value) in _PLAIN:
+        return
     elif isinstance(value, _MAPPINGS):
         for entry in value.values():
             yield from _strings(entry)
@@ -190,6 +193,8 @@ def _names_a_secret(trace: Trace) -> bool:
 
 
 def _has_secret_key(value: Any) -> bool:
+    if type(value) in _PLAIN:
+        return False
     if isinstance(value, _MAPPINGS):
         return any(_hides(key, entry) or _has_secret_key(entry) for key, entry in value.items())
     return isinstance(value, list) and any(map(_has_secret_key, value))

@@ -25,7 +25,7 @@ __all__ = ["Spool", "inspect_spool"]
 
 ROTATE_BYTES: Final = 500_000  # a file is closed here: a replay deletes as it goes, and rests between files
 SUFFIX: Final = ".spool"  # of files that wait to be replayed
-SIZE_SECONDS: Final = 0.25  # between two looks at how full the folder is: it may hold a thousand files
+GLANCE_SECONDS: Final = 0.25  # between two looks at the folder and its files: there may be a thousand
 BATCH: Final = 50  # traces handed over at once in a replay
 
 
@@ -39,8 +39,10 @@ class Spool:
         self._file: int | None = None
         self._path: Path | None = None
         self._size = 0  # of the open file, as far as it was synced
-        self._looked = -SIZE_SECONDS  # when the folder's size was looked at
+        self._looked = -GLANCE_SECONDS  # when the folder's size was looked at
         self._seen = 0  # bytes found there, and those written since
+        self._listed = -GLANCE_SECONDS  # when it was looked whether anything waits
+        self._has_files = False
 
     def append(self, traces: Sequence[Trace]) -> Sequence[Trace]:
         """Keep traces on disk; returns those that found room. Raises ``OSError`` for an unusable folder."""
@@ -73,13 +75,20 @@ class Spool:
             if len(record) + len(MAGIC) <= self.max_bytes - self._used():
                 self._write(record, suffix=".refused")
 
-    def has_files(self) -> bool:
-        """Whether anything waits, in this process's file or another's."""
+    def has_files(self, *, now: bool = True) -> bool:
+        """Whether anything waits, in this process's file or another's.
+
+        Without ``now``, another's file may be overlooked for a quarter of a second.
+        """
+        if not now and time.monotonic() - self._listed <= GLANCE_SECONDS:
+            return self._has_files
+        self._listed = time.monotonic()
         try:
-            with os.scandir(self.folder) as entries:  # asked at every turn of the writer: no list, no order
-                return any(entry.name.endswith(SUFFIX) for entry in entries)
+            with os.scandir(self.folder) as entries:  # no list, no order: there may be a thousand
+                self._has_files = any(entry.name.endswith(SUFFIX) for entry in entries)
         except OSError:
-            return False
+            self._has_files = False
+        return self._has_files
 
     def replay(
         self, write: Callable[[Sequence[Trace]], None], max_files: int | None = None
@@ -91,7 +100,7 @@ class Spool:
         """
         with self.lock:
             self.close()  # our own file is replayed like any other
-            self._looked = -SIZE_SECONDS  # what is taken makes room
+            self._looked = self._listed = -GLANCE_SECONDS  # what is taken makes room
             count = files = 0
             for path in self._files():
                 if max_files is not None and files >= max_files:
@@ -132,7 +141,7 @@ class Spool:
     def _used(self) -> int:
         """Bytes in the folder: looked at four times a second at most, and what we wrote since added."""
         now = time.monotonic()
-        if now - self._looked > SIZE_SECONDS:
+        if now - self._looked > GLANCE_SECONDS:
             try:
                 with os.scandir(self.folder) as entries:
                     self._seen = sum(entry.stat().st_size for entry in entries if entry.is_file())
@@ -162,7 +171,7 @@ class Spool:
             os.ftruncate(self._file, start)  # a full disk must not leave half a record before the next one
             raise
         self._seen += size - start
-        self._size = size
+        self._size, self._has_files = size, True
         if self._size >= ROTATE_BYTES or suffix != SUFFIX:
             self.close()
 

@@ -4,7 +4,6 @@ A process may die at any byte of a write; what it had not finished is then found
 and costs nothing but itself.
 """
 
-import json
 import os
 import stat
 import struct
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from ragblame.json_values import json_bytes
 from ragblame.records import Json
 
 if sys.platform != "win32":
@@ -24,8 +24,8 @@ HEADER: Final = struct.Struct(">II")  # length and CRC-32 of the JSON that follo
 
 
 def encode(value: Mapping[str, Json]) -> bytes:
-    """One record."""
-    return frame(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+    """One record of a cleaned value."""
+    return frame(json_bytes(value))
 
 
 def frame(body: bytes) -> bytes:

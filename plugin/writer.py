@@ -120,7 +120,7 @@ class Writer:
         """Seconds until there is something to do without a new trace; None: nothing at all."""
         now = time.monotonic()
         due = [self._used + IDLE_SECONDS] if self._conn is not None else []
-        if self.spool.has_files():
+        if self.spool.has_files(now=False):
             due.append(self._replay_due())
         return max(min(due) - now, 0.001) if due else None
 

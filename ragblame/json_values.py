@@ -5,6 +5,7 @@ value must cost itself, never the trace it came with.
 """
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from pathlib import PurePath
 from typing import Any, Final
 from uuid import UUID
 
+import orjson
+
 from ragblame.records import Json
 
 MAX_DEPTH: Final = 8  # nesting kept of a metadata value
@@ -24,9 +27,10 @@ MAX_CHARACTERS: Final = 64_000  # code points kept of one metadata object, all l
 MAX_IDENTITY_BYTES: Final = 2_000  # a B-tree entry may not exceed about 2 700 bytes
 MAX_INTEGER_BITS: Final = 1_024
 _CONTAINERS: Final = (dict, list, tuple, set, frozenset, Mapping)
-_FEW: Final = 32  # entries of a dictionary that is looked at before it is cleaned
+_FEW: Final = 32  # entries, all levels together, of a value that is looked at before it is cleaned
 _SHORT: Final = 1_000  # code points of a text there: all together stay below MAX_CHARACTERS
 _SMALL: Final = 1 << 63
+_NESTING: Final = (dict, list)
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _NOTE = re.compile(r"… \d+ more")
@@ -59,32 +63,62 @@ def clean_json(value: Any) -> Json:
     NaN and infinities become null, keys text, bytes and unknown objects a placeholder naming their type; what
     was cut says so. Nothing of the value's own code runs but ``str`` on standard-library types.
     """
-    return value.copy() if _is_clean(value) else _Cleaner().clean(value, 0)
+    return _copied(value) if is_clean(value) else _Cleaner().clean(value, 0)
 
 
-def _is_clean(value: Any) -> bool:
-    """Whether a value is what cleaning would make of it, as most documents' metadata is: flat and plain.
+def json_bytes(value: Any) -> bytes:
+    """A cleaned value as JSON in UTF-8."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # an integer beyond 64 bits
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+def is_clean(value: Any) -> bool:
+    """Whether a value is what cleaning would make of it, as most metadata is: small and plain.
 
     Exact types only: a subclass may carry behaviour.
     """
-    if type(value) is not dict or len(value) > _FEW:
-        return False
-    for key, entry in value.items():
-        if type(key) is not str or not _is_plain(key):
-            return False
+    return type(value) is dict and _count(value, _FEW, 1) >= 0
+
+
+def _count(value: Any, room: int, depth: int) -> int:
+    """What is left of ``room`` after the entries of a dictionary or list; negative when it is not clean."""
+    room -= len(value)
+    if room < 0 or depth > MAX_DEPTH:
+        return -1
+    is_list = type(value) is list
+    for key in value:
+        if is_list:
+            entry = key
+        elif type(key) is str and _is_plain(key):
+            entry = value[key]
+        else:
+            return -1
         kind = type(entry)
         if kind is str:
             if not _is_plain(entry):
-                return False
+                return -1
         elif kind is float:
             if not (math.isfinite(entry) and entry):
-                return False  # there are two zeros
+                return -1  # there are two zeros
         elif kind is int:
             if not -_SMALL < entry < _SMALL:
-                return False
+                return -1
+        elif kind is dict or kind is list:
+            room = _count(entry, room, depth + 1)
+            if room < 0:
+                return -1
         elif entry is not None and kind is not bool:
-            return False
-    return True
+            return -1
+    return room
+
+
+def _copied(value: Any) -> Any:
+    """A clean value's own dictionaries and lists."""
+    if type(value) is dict:
+        return {key: _copied(entry) if type(entry) in _NESTING else entry for key, entry in value.items()}
+    return [_copied(entry) if type(entry) in _NESTING else entry for entry in value]
 
 
 def _is_plain(text: str) -> bool:

@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from operator import is_
 from typing import Any, Final
 from uuid import UUID
 
 from ragblame.errors import InputError
-from ragblame.json_values import clean_identity, clean_json, clean_text
+from ragblame.json_values import clean_identity, clean_json, clean_text, is_clean
 from ragblame.records import Chunk, Json, Message, Trace, TraceStatus
 
 JSON_SCHEMA: Final = 1  # number of the JSON form; a reader refuses what it does not know
@@ -120,19 +121,36 @@ def _chunk_to_json(chunk: Chunk) -> dict[str, Json]:
 
 
 def _clean_chunk(chunk: Chunk) -> Chunk:
-    is_rank = chunk.rank is not None and 0 <= chunk.rank <= MAX_INTEGER
-    is_score = chunk.score is not None and math.isfinite(chunk.score)
+    """The chunk itself when it is clean, as nearly all are."""
+    rank, score, table = chunk.rank, chunk.score, chunk.source_table
+    text, source_id = clean_text(chunk.text), chunk.source_id
+    if source_id is not None:
+        source_id = clean_identity(source_id)
+    if table is not None:
+        table = clean_identity(table, 500)
+    if rank is not None and not 0 <= rank <= MAX_INTEGER:
+        rank = None
+    if score is not None and not math.isfinite(score):
+        score = None
+    score_name, truncated = _optional(chunk.score_name), chunk.truncated_from
+    if truncated is not None:
+        truncated = min(truncated, MAX_INTEGER)
+    cleaned = (text, source_id, table, rank, score, score_name, truncated)
+    given = (chunk.text, chunk.source_id, chunk.source_table, chunk.rank, chunk.score, chunk.score_name,
+             chunk.truncated_from)  # fmt: skip
+    if all(map(is_, cleaned, given)) and is_clean(chunk.metadata):
+        return chunk
     return Chunk(
         position=chunk.position,
-        text=clean_text(chunk.text),
-        source_id=None if chunk.source_id is None else clean_identity(chunk.source_id),
-        source_table=None if chunk.source_table is None else clean_identity(chunk.source_table, 500),
-        rank=chunk.rank if is_rank else None,
-        score=chunk.score if is_score else None,
-        score_name=_optional(chunk.score_name),
+        text=text,
+        source_id=source_id,
+        source_table=table,
+        rank=rank,
+        score=score,
+        score_name=score_name,
         retriever_run=chunk.retriever_run,
         metadata=_clean_object(chunk.metadata),
-        truncated_from=None if chunk.truncated_from is None else min(chunk.truncated_from, MAX_INTEGER),
+        truncated_from=truncated,
     )
 
 

@@ -6,11 +6,11 @@ chunks are the opposite, mostly known: only those that the server does not have 
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from ragblame.json_values import json_bytes
 from ragblame.records import Trace
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ SELECT procrastinate_defer_jobs_v1(array_agg(
     ROW('{QUEUE}', '{TASK}', 0, NULL, '{TASK}-' || id, jsonb_build_object('trace_id', id::text), NULL)
     ::procrastinate_job_to_defer_v1 ORDER BY id)) FROM unnest(%s::uuid[]) AS id
 """
-_dumps: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def insert_new(
@@ -101,6 +100,10 @@ def _insert_chunks(
                      chunk.rank, chunk.score, chunk.score_name, chunk.retriever_run, chunk.truncated_from,
                      _dumps(chunk.metadata))
                 )  # fmt: skip
+
+
+def _dumps(value: Any) -> str:
+    return json_bytes(value).decode()
 
 
 def _trace_row(trace: Trace) -> tuple[Any, ...]:

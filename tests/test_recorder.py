@@ -612,7 +612,9 @@ def test_a_replay_rests_longer_than_it_works(
 def test_new_traces_do_not_wait_for_a_replay(
     database_url: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While much is replayed, an answer is stored at once: what waits in memory dies with the host."""
+    """While a replay rests, an answer is stored at once: what waits in memory dies with the host."""
+    monkeypatch.setattr("ragblame.plugin.writer.REST_PER_WORK", 1e9)
+    monkeypatch.setattr("ragblame.plugin.writer.LONGEST_REPLAY_REST", 3_600.0)
     spool_files_of(Spool(data_dir / "spool", 10**7), 100, monkeypatch)
     with installed(settings_for(database_url, data_dir)):
         ragblame.attach()
