@@ -200,15 +200,7 @@ class Writer:
             conn.patience = patience
             self._used = time.monotonic()
             try:
-                try:
-                    count = write_traces(conn, traces, between=breathe)
-                    conn.commit()
-                    return count
-                except (DatabaseError, psycopg.Error):
-                    raise
-                except Exception:  # the traces are to blame, the connection is not
-                    conn.rollback()
-                    raise
+                return write_traces(conn, traces, between=breathe)
             except (DatabaseError, psycopg.Error) as error:
                 self.disconnect()
                 # A connection that stood open may have died with a restarted server: once more, afresh.
@@ -226,12 +218,15 @@ class Writer:
             if self.settings.database_url is None:
                 database.migrate(url)  # the embedded server is ours alone, nobody else prepares it
             conn = database.connect(
-                url, application_name="ragblame capture", kind=PatientConnection, timeout=CONNECT_SECONDS
+                url,
+                autocommit=True,  # a batch is one statement: no round trips to begin and to commit
+                application_name="ragblame capture",
+                kind=PatientConnection,
+                timeout=CONNECT_SECONDS,
             )
             assert isinstance(conn, PatientConnection)
             conn.is_needed_elsewhere = self._is_pressed
             conn.execute(_LEAVE_NOTHING_OPEN)
-            conn.commit()
             return conn
         except DatabaseError:
             raise

@@ -55,7 +55,11 @@ def clean_trace(trace: Trace) -> Trace:
 
 def trace_to_json(trace: Trace) -> dict[str, Json]:
     """The trace as plain JSON values that ``json.dumps(..., allow_nan=False)`` takes, with ``schema``."""
-    trace = clean_trace(trace)
+    return clean_to_json(clean_trace(trace))
+
+
+def clean_to_json(trace: Trace) -> dict[str, Json]:
+    """As ``trace_to_json``, of a trace that ``clean_trace`` made."""
     return {
         "schema": JSON_SCHEMA,
         "id": str(trace.id),

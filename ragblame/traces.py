@@ -7,7 +7,8 @@ trace, and its chunks and its attribution job appear only with the row that was 
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -33,7 +34,8 @@ __all__ = [
     "write_traces",
 ]
 
-_ATTEMPTS: Final = 3  # when another writer stores the same trace between our look and our COPY
+_ATTEMPTS: Final = 3  # when another process defers a job between our look and our statement's end
+_STATEMENT: Final = 1_000_000  # code points of the texts that one statement carries, one trace more at most
 
 _READ_TRACE = """
 SELECT id, app, question, query, prompt, answer, generated, model, provider, status, error, started_at,
@@ -92,12 +94,9 @@ def write_traces(
         clean.append(clean_trace(trace))
         between()
     try:
-        _require_schema(conn, enqueue=enqueue)
         return _insert_once(conn, clean, enqueue=enqueue, between=between)
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-        raise DatabaseError(
-            f"the database's schema does not fit this version ({_first_line(error)}); run `ragblame migrate`"
-        ) from error
+    except _missing() as error:
+        raise DatabaseError(_what_is_missing(conn, _first_line(error), enqueue=enqueue)) from error
     except (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded) as error:
         raise InputError(
             f"PostgreSQL refuses a trace: {_first_line(error)}; correct or leave it out"
@@ -163,13 +162,20 @@ def _insert_once(
     enqueue: bool,
     between: Callable[[], object],
 ) -> int:
-    """Insert what is new; where another writer stores the same trace at this moment, look again."""
-    from psycopg.errors import UniqueViolation
+    """Insert what is new; where another process defers the same job at this moment, look again."""
+    from psycopg.errors import SerializationFailure, UniqueViolation
 
+    parts = _parts(traces)
     for _ in range(_ATTEMPTS):
         try:
-            with conn.transaction():
-                return insert_new(conn, traces, enqueue=enqueue, between=between)
+            with _undone_on_failure(conn, len(parts)):
+                count = 0
+                for part in parts:
+                    count += insert_new(conn, part, enqueue=enqueue)
+                    between()
+                return count
+        except SerializationFailure:
+            break  # an older snapshot than the other writer's rows: looking again would not help
         except UniqueViolation as error:
             if (error.diag.table_name or "").startswith("trace_chunk"):
                 raise  # rows without their trace: looking again would not help
@@ -178,19 +184,72 @@ def _insert_once(
     )
 
 
-def _require_schema(conn: "psycopg.Connection[Any]", *, enqueue: bool) -> None:
-    """One cheap question, so that a missing schema is named instead of failing in the middle of a batch."""
-    with conn.cursor() as cursor:
-        cursor.execute(
-            "SELECT 1 WHERE to_regclass('ragblame.trace') IS NULL UNION ALL "
-            "SELECT 2 WHERE %s AND to_regtype('procrastinate_job_to_defer_v1') IS NULL",
-            (enqueue,),
+def _parts(traces: Sequence[Trace]) -> list[Sequence[Trace]]:
+    """As many as one statement takes: while its JSON is made, no other thread runs."""
+    parts: list[list[Trace]] = []
+    room = 0
+    for trace in traces:
+        size = (
+            len(trace.answer)
+            + sum(len(m.text) for m in trace.prompt)
+            + sum(len(c.text) for c in trace.chunks)
         )
-        missing = {next(iter(row.values())) if isinstance(row, dict) else row[0] for row in cursor}
-    if 1 in missing:
-        raise DatabaseError("the database has no ragblame schema yet: run `ragblame migrate`")
-    if 2 in missing:
-        raise DatabaseError("the database has no job queue (schema jobs) on its path: run `ragblame migrate`")
+        if not parts or size > room:
+            parts.append([])
+            room = _STATEMENT
+        room -= size
+        parts[-1].append(trace)
+    return list(parts)
+
+
+@contextmanager
+def _undone_on_failure(conn: "psycopg.Connection[Any]", statements: int) -> Iterator[None]:
+    """A failure takes back what the statements did, and no more; one alone needs no round trip for that."""
+    from psycopg.pq import TransactionStatus
+
+    is_idle = conn.info.transaction_status == TransactionStatus.IDLE
+    if not is_idle or (conn.autocommit and statements > 1):
+        with conn.transaction():
+            yield
+        return
+    try:
+        yield
+    except BaseException:
+        conn.rollback()
+        raise
+
+
+def _missing() -> "tuple[type[psycopg.Error], ...]":
+    """What PostgreSQL raises where a table, column, type or function of ours is not there."""
+    from psycopg import errors
+
+    return (
+        errors.UndefinedTable,
+        errors.UndefinedColumn,
+        errors.UndefinedObject,
+        errors.UndefinedFunction,
+        errors.InvalidSchemaName,
+    )
+
+
+def _what_is_missing(conn: "psycopg.Connection[Any]", reason: str, *, enqueue: bool) -> str:
+    """Which part of the schema is missing, and the next step."""
+    from psycopg import Error
+    from psycopg.rows import tuple_row
+
+    try:
+        with _undone_on_failure(conn, 1), conn.cursor(row_factory=tuple_row) as cursor:
+            found = cursor.execute(
+                "SELECT to_regclass('ragblame.trace') IS NULL, "
+                "to_regtype('procrastinate_job_to_defer_v1') IS NULL"
+            ).fetchone()
+    except Error:
+        found = None
+    if found is not None and found[0]:
+        return "the database has no ragblame schema yet: run `ragblame migrate`"
+    if found is not None and found[1] and enqueue:
+        return "the database has no job queue (schema jobs) on its path: run `ragblame migrate`"
+    return f"the database's schema does not fit this version ({reason}); run `ragblame migrate`"
 
 
 def _first_line(error: Exception) -> str:

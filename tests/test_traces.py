@@ -220,6 +220,54 @@ def test_autocommit_writes_whole(database_url: str) -> None:
         assert count(conn, "trace") == 1
 
 
+def test_a_batch_is_one_round_trip(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the writer's kind of connection a batch, new texts and jobs included, waits for the server once."""
+    waits: list[None] = []
+    with database.connect(database_url, autocommit=True) as conn:
+        wait = conn.wait
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            waits.append(None)
+            return wait(*args, **kwargs)
+
+        monkeypatch.setattr(conn, "wait", counted)
+        assert write_traces(conn, [make_trace() for _ in range(20)]) == 20
+        assert len(waits) == 1
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_a_batch_of_many_statements_is_one_transaction(
+    connection: psycopg.Connection[Any], database_url: str, monkeypatch: pytest.MonkeyPatch, autocommit: bool
+) -> None:
+    """Where texts are too long for one statement, a trace that is refused takes all of its batch back."""
+    monkeypatch.setattr("ragblame.traces._STATEMENT", 1)
+    traces = [make_trace() for _ in range(3)]
+    connection.execute(
+        "INSERT INTO trace_chunk (trace_id, position, sha256) VALUES (%s, 0, sha256(''))", (traces[2].id,)
+    )
+    connection.commit()
+    with database.connect(database_url, autocommit=autocommit) as conn:
+        with pytest.raises(InputError, match="trace_chunk"):
+            write_traces(conn, traces)
+        assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        assert count(conn, "trace") == count(conn, "procrastinate_jobs") == count(conn, "chunk_text") == 0
+        assert write_traces(conn, traces[:2]) == 2
+
+
+def test_a_failure_leaves_the_callers_work_alone(connection: psycopg.Connection[Any]) -> None:
+    """What the caller did before in the same transaction stays, and the transaction stays usable."""
+    good, bad = make_trace(), make_trace()
+    assert write_traces(connection, [good]) == 1
+    connection.execute(
+        "INSERT INTO trace_chunk (trace_id, position, sha256) VALUES (%s, 0, sha256(''))", (bad.id,)
+    )
+    with pytest.raises(InputError, match="trace_chunk"):
+        write_traces(connection, [bad])
+    connection.commit()
+    assert count(connection, "trace") == 1
+
+
 def test_the_job_is_what_the_worker_expects(connection: psycopg.Connection[Any]) -> None:
     """Queue, task, lock and argument of the job are those of the contract, and procrastinate noted it."""
     trace = make_trace()
@@ -231,17 +279,39 @@ def test_the_job_is_what_the_worker_expects(connection: psycopg.Connection[Any])
     assert connection.execute("SELECT type::text FROM procrastinate_events").fetchall() == [("deferred",)]
 
 
+def defer(conn: psycopg.Connection[Any], trace: Trace) -> None:
+    """Another process's job with the lock of the trace's own."""
+    conn.execute(
+        "SELECT procrastinate_defer_jobs_v1(ARRAY[ROW('attribution', 'attribute', 0, NULL, %s, '{}', NULL)"
+        "::procrastinate_job_to_defer_v1])",
+        (f"attribute-{trace.id}",),
+    )
+
+
 def test_a_waiting_job_does_not_abort_the_batch(connection: psycopg.Connection[Any]) -> None:
     """Where a job with the trace's lock waits already, the traces are written and the others get jobs."""
     known, other = make_trace(), make_trace()
-    connection.execute(
-        "SELECT procrastinate_defer_jobs_v1(ARRAY[ROW('attribution', 'attribute', 0, NULL, %s, '{}', NULL)"
-        "::procrastinate_job_to_defer_v1])",
-        (f"attribute-{known.id}",),
-    )
+    defer(connection, known)
     assert write_traces(connection, [other, known]) == 2
     locks = connection.execute("SELECT queueing_lock FROM procrastinate_jobs ORDER BY 1").fetchall()
     assert locks == [(f"attribute-{known.id}",), (f"attribute-{other.id}",)]
+
+
+def test_a_job_deferred_at_the_same_moment_does_not_fail_the_batch(database_url: str) -> None:
+    """Another process defers the trace's job while ours waits for it: the trace is written, with that job."""
+    trace = make_trace()
+    written: list[int] = []
+    with database.connect(database_url) as first, database.connect(database_url, autocommit=True) as second:
+        defer(first, trace)
+        other = threading.Thread(target=lambda: written.append(write_traces(second, [trace])))
+        other.start()
+        with database.connect(database_url, autocommit=True) as watch:
+            while not count(watch, "pg_locks WHERE NOT granted"):
+                assert other.is_alive(), "it did not wait"
+        first.commit()
+        other.join(30)
+        assert written == [1]
+        assert count(first, "trace") == count(first, "procrastinate_jobs") == 1
 
 
 def test_procrastinates_function_is_the_one_we_call(connection: psycopg.Connection[Any]) -> None:
