@@ -5,8 +5,8 @@ and then the file is anybody's to replay. A record is on disk (fsync) before its
 once comes from the trace id: replaying a file twice changes nothing.
 """
 
-import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,16 +17,16 @@ from ragblame.errors import RagblameError
 from ragblame.plugin import spool_files
 from ragblame.plugin.breathing import breathe
 from ragblame.plugin.spool_files import MAGIC
+from ragblame.plugin.spool_replay import FileReplay
 from ragblame.plugin.spool_state import add_totals, inspect_spool
 from ragblame.records import Trace
-from ragblame.traces import clean_text, trace_from_json, trace_to_json
+from ragblame.traces import clean_text, trace_to_json
 
 __all__ = ["Spool", "inspect_spool"]
 
 ROTATE_BYTES: Final = 500_000  # a file is closed here: a replay deletes as it goes, and rests between files
 SUFFIX: Final = ".spool"  # of files that wait to be replayed
 GLANCE_SECONDS: Final = 0.25  # between two looks at the folder and its files: there may be a thousand
-BATCH: Final = 50  # traces handed over at once in a replay
 
 
 class Spool:
@@ -38,6 +38,7 @@ class Spool:
         self.lock = threading.RLock()
         self._file: int | None = None
         self._path: Path | None = None
+        self._replay: FileReplay | None = None  # the file whose replay has begun
         self._size = 0  # of the open file, as far as it was synced
         self._looked = -GLANCE_SECONDS  # when the folder's size was looked at
         self._seen = 0  # bytes found there, and those written since
@@ -90,25 +91,30 @@ class Spool:
             self._has_files = False
         return self._has_files
 
-    def replay(
-        self, write: Callable[[Sequence[Trace]], None], max_files: int | None = None
-    ) -> tuple[int, bool]:
-        """Hand waiting traces to ``write`` in order and delete what was taken.
+    def replay(self, write: Callable[[Sequence[Trace]], None], most: int | None = None) -> tuple[int, bool]:
+        """Hand waiting traces to ``write`` in order, so many at most, and delete the files that are through.
 
         Returns how many traces that were, and whether all files were gone through. Files of other living
         processes are left to them. An exception of ``write`` ends the replay; nothing is lost.
         """
         with self.lock:
-            self.close()  # our own file is replayed like any other
+            self._let_go()  # our own file is replayed like any other
             self._looked = self._listed = -GLANCE_SECONDS  # what is taken makes room
-            count = files = 0
-            for path in self._files():
-                if max_files is not None and files >= max_files:
-                    return count, False
-                taken = _replay_file(path, write)
-                if taken is not None:
-                    count, files = count + taken, files + 1
-            return count, True
+            count, ended = 0, set[Path]()
+            while most is None or count < most:
+                if self._replay is None and not self._begin_replay(ended):
+                    return count, True
+                assert self._replay is not None
+                try:
+                    count += self._replay.step(write, sys.maxsize if most is None else most - count)
+                except BaseException:
+                    self._stop_replay()
+                    raise
+                if self._replay.is_done:
+                    done, self._replay = self._replay, None
+                    done.end()
+                    ended.add(done.path)
+            return count, False
 
     def add_counts(self, counts: Mapping[str, int]) -> None:
         """Add to the folder's running totals, which outlive every process."""
@@ -116,17 +122,34 @@ class Spool:
             add_totals(self.folder, counts)
 
     def close(self) -> None:
-        """Let go of the file that is being written; another process may replay it from now on."""
+        """Let go of the files that are written and replayed; another process may replay them from now on."""
         with self.lock:
-            if self._file is not None:
-                os.close(self._file)
-            self._file = self._path = None
-            self._size = 0
+            self._stop_replay()
+            self._let_go()
 
     def after_fork(self) -> None:
         """In a new process: the file stays the parent's, whose lock the shared handle does not end."""
         self.lock = threading.RLock()
         self.close()
+
+    def _let_go(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+        self._file = self._path = None
+        self._size = 0
+
+    def _begin_replay(self, ended: set[Path]) -> bool:
+        """Take the first file that may be replayed and has not been; False when there is none."""
+        for path in self._files():
+            if path not in ended and (found := FileReplay.begin(path)) is not None:
+                self._replay = found
+                return True
+        return False
+
+    def _stop_replay(self) -> None:
+        stopped, self._replay = self._replay, None
+        if stopped is not None:
+            stopped.give_back()
 
     def _files(self) -> Iterator[Path]:
         """Files that wait now, in order; each may be gone by the time it comes."""
@@ -154,7 +177,7 @@ class Spool:
         if self._file is not None and (
             self._path is None or self._path.suffix != suffix or not self._is_ours()
         ):
-            self.close()
+            self._let_go()
         if self._file is None:
             self._open(suffix)
         assert self._file is not None
@@ -173,7 +196,7 @@ class Spool:
         self._seen += size - start
         self._size, self._has_files = size, True
         if self._size >= ROTATE_BYTES or suffix != SUFFIX:
-            self.close()
+            self._let_go()
 
     def _is_ours(self) -> bool:
         """Whether the open file still stands in the folder: somebody may have cleared it away."""
@@ -194,48 +217,4 @@ class Spool:
             # Between creation and lock another process may have found the empty file and removed it.
             if spool_files.lock(handle) and self._is_ours():
                 return
-            self.close()
-
-
-def _replay_file(path: Path, write: Callable[[Sequence[Trace]], None]) -> int | None:
-    """How many traces were taken from the file; None: it is gone, unreadable or another process's."""
-    try:
-        handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-    except OSError:
-        return None
-    try:
-        if not spool_files.lock(handle) or not path.exists():
-            return None
-        with os.fdopen(os.dup(handle), "rb") as file:
-            data = file.read()
-        bodies, unreadable = spool_files.read_records(data)
-        batch: list[Trace] = []
-        count = 0
-        for number, body in enumerate(bodies, 1):
-            breathe()
-            try:
-                batch.append(trace_from_json(json.loads(body)))
-            except (ValueError, RagblameError):
-                unreadable += spool_files.frame(body)
-            if batch and (len(batch) >= BATCH or number == len(bodies)):
-                write(batch)
-                count += len(batch)
-                batch = []
-        if unreadable:
-            _set_apart(path, unreadable)
-        else:
-            path.unlink()
-        return count
-    finally:
-        os.close(handle)
-
-
-def _set_apart(path: Path, unreadable: bytes) -> None:
-    """Leave only what could not be read, for somebody to look at; all of it where the disk is full."""
-    aside = path.with_suffix(".damaged")
-    try:
-        aside.touch(0o600)
-        aside.write_bytes(unreadable)
-        path.unlink()
-    except OSError:
-        path.replace(aside)
+            self._let_go()

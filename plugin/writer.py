@@ -30,8 +30,9 @@ IDLE_SECONDS: Final = 30.0  # after which the connection is given back
 FIRST_REST: Final = 1.0  # seconds without an attempt after a failure; doubles
 LONGEST_REST: Final = 30.0
 LOOK_SECONDS: Final = 60.0  # between two looks for files that other processes left
-# After each file a replay rests so many times as long as it worked: the host answers meanwhile. New traces do
-# not wait for it.
+# A replay goes by few traces, and rests after them so many times as long as it worked: the host answers
+# meanwhile, on the same processors as the server perhaps. New traces do not wait for it.
+REPLAYED_AT_ONCE: Final = 10
 REST_PER_WORK: Final = 3.0
 LONGEST_REPLAY_REST: Final = 0.5  # seconds
 CONNECT_SECONDS: Final = 3  # nothing is written meanwhile, and the queue grows
@@ -91,7 +92,7 @@ class Writer:
         return self._to_spool(traces)
 
     def replay(self, *, everything: bool = False) -> bool:
-        """Bring spooled traces to PostgreSQL when it is time, a file a call; whether none of ours is left.
+        """Bring spooled traces to PostgreSQL when it is time, a few a call; whether none of ours is left.
 
         With ``everything``: all of them, and at once. Files of other living processes are left to them.
         """
@@ -102,7 +103,7 @@ class Writer:
             self.is_clean, self._looks_at = True, now + LOOK_SECONDS
             return True
         try:
-            count, is_done = self.spool.replay(self._store_again, None if everything else 1)
+            count, is_done = self.spool.replay(self._store_again, None if everything else REPLAYED_AT_ONCE)
             self._replays_at = time.monotonic() + min(
                 REST_PER_WORK * (time.monotonic() - now), LONGEST_REPLAY_REST
             )

@@ -28,7 +28,7 @@ from ragblame.plugin.handler import BlameHandler
 from ragblame.plugin.recorder import Recorder
 from ragblame.plugin.run_tree import open_runs
 from ragblame.plugin.spool import Spool, inspect_spool
-from ragblame.plugin.writer import Writer
+from ragblame.plugin.writer import REPLAYED_AT_ONCE, Writer
 from ragblame.records import Chunk, Trace
 from ragblame.settings import Settings
 from ragblame.traces import read_trace, write_traces
@@ -593,9 +593,9 @@ def spool_files_of(spool: Spool, count: int, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_replay_rests_longer_than_it_works(
     database_url: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the background each file is followed by a rest; somebody who waits in flush is not kept waiting."""
+    """In the background a few traces are followed by a rest; who waits in flush is not kept waiting."""
     writer = Writer(settings_for(database_url, data_dir)())
-    spool_files_of(writer.spool, 4, monkeypatch)
+    spool_files_of(writer.spool, 2 * REPLAYED_AT_ONCE, monkeypatch)
     began = time.monotonic()
     writer.replay()
     took = time.monotonic() - began
@@ -603,10 +603,10 @@ def test_a_replay_rests_longer_than_it_works(
     assert rest is not None
     assert rest > min(took, 0.4)
     writer.replay()  # it rests
-    assert stored(database_url)["traces"] == 1
+    assert stored(database_url)["traces"] == REPLAYED_AT_ONCE
     assert writer.replay(everything=True)
     writer.disconnect()
-    assert stored(database_url)["traces"] == 4
+    assert stored(database_url)["traces"] == 2 * REPLAYED_AT_ONCE
 
 
 def test_new_traces_do_not_wait_for_a_replay(
