@@ -6,7 +6,7 @@ do, and the server no more. The texts of chunks go along, each once, and only ne
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ragblame.json_values import json_bytes
@@ -59,10 +59,17 @@ SELECT (SELECT count(*) FROM fresh), (SELECT cardinality(ids) FROM jobs)
 """
 
 
-def insert_new(conn: "psycopg.Connection[Any]", traces: Sequence[Trace], *, enqueue: bool) -> int:
+def insert_new(
+    conn: "psycopg.Connection[Any]",
+    traces: Sequence[Trace],
+    *,
+    enqueue: bool,
+    between: Callable[[], object],
+) -> int:
     """Insert those of the cleaned ``traces`` that are not stored, in one statement; returns how many.
 
-    Raises whatever psycopg raises; ``UniqueViolation`` when another process defers one of the jobs meanwhile.
+    ``between`` is called between two traces while their rows are made. Raises whatever psycopg raises;
+    ``UniqueViolation`` when another process defers one of the jobs meanwhile.
     """
     from psycopg.rows import tuple_row
 
@@ -82,6 +89,7 @@ def insert_new(conn: "psycopg.Connection[Any]", traces: Sequence[Trace], *, enqu
             entry["trace_id"], entry["sha256"] = row["id"], f"\\x{digest.hex()}"
         rows.append(row)
         chunks += entries
+        between()
     texts = sorted((digest, text) for text, digest in digests.items())
     given = (
         json_bytes(rows).decode(),

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 _ATTEMPTS: Final = 3  # when another process defers a job between our look and our statement's end
-_STATEMENT: Final = 1_000_000  # code points of the texts that one statement carries, one trace more at most
+_STATEMENT: Final = 400_000  # code points of the texts that one statement carries, one trace more at most
 
 _READ_TRACE = """
 SELECT id, app, question, query, prompt, answer, generated, model, provider, status, error, started_at,
@@ -171,8 +171,7 @@ def _insert_once(
             with _undone_on_failure(conn, len(parts)):
                 count = 0
                 for part in parts:
-                    count += insert_new(conn, part, enqueue=enqueue)
-                    between()
+                    count += insert_new(conn, part, enqueue=enqueue, between=between)
                 return count
         except SerializationFailure:
             break  # an older snapshot than the other writer's rows: looking again would not help
@@ -205,6 +204,7 @@ def _parts(traces: Sequence[Trace]) -> list[Sequence[Trace]]:
 @contextmanager
 def _undone_on_failure(conn: "psycopg.Connection[Any]", statements: int) -> Iterator[None]:
     """A failure takes back what the statements did, and no more; one alone needs no round trip for that."""
+    from psycopg import Error
     from psycopg.pq import TransactionStatus
 
     is_idle = conn.info.transaction_status == TransactionStatus.IDLE
@@ -215,7 +215,8 @@ def _undone_on_failure(conn: "psycopg.Connection[Any]", statements: int) -> Iter
     try:
         yield
     except BaseException:
-        conn.rollback()
+        with suppress(Error):  # a connection that broke has nothing to take back, and its error tells why
+            conn.rollback()
         raise
 
 

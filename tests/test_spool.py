@@ -67,6 +67,37 @@ def test_a_failing_replay_loses_nothing(tmp_path: Path) -> None:
     assert len(replayed(tmp_path)) == 150
 
 
+def test_a_replay_goes_in_steps(tmp_path: Path) -> None:
+    """So many traces a call, over files' ends, in order; another process leaves a begun file alone."""
+    traces = [clean_trace(make_trace(question=f"q{number}")) for number in range(12)]
+    for start in range(0, 12, 4):
+        written(tmp_path, traces[start : start + 4])
+        time.sleep(0.002)
+    spool = Spool(tmp_path, CAP)
+    taken: list[Trace] = []
+    assert spool.replay(taken.extend, most=5) == (5, False)
+    others: list[Trace] = []
+    Spool(tmp_path, CAP).replay(others.extend, most=4)
+    assert others == traces[8:]  # the file that nobody has begun
+    assert spool.replay(taken.extend, most=5) == (3, True)
+    assert taken == traces[:8]
+
+
+def test_a_step_that_fails_begins_its_file_again(tmp_path: Path) -> None:
+    """What PostgreSQL has of the file by then is offered again, and anybody may take it."""
+    traces = [clean_trace(make_trace(question=f"q{number}")) for number in range(4)]
+    written(tmp_path, traces)
+    spool = Spool(tmp_path, CAP)
+    assert spool.replay(lambda batch: None, most=2) == (2, False)
+
+    def fail(batch: Sequence[Trace]) -> None:
+        raise OSError("planted: the server went away")
+
+    with pytest.raises(OSError, match="planted"):
+        spool.replay(fail, most=2)
+    assert replayed(tmp_path) == traces
+
+
 def test_a_torn_tail_costs_only_itself(tmp_path: Path) -> None:
     """Cut at any byte, a file gives exactly the records that were whole."""
     traces = [clean_trace(make_trace(question=f"q{number}")) for number in range(3)]

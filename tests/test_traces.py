@@ -255,6 +255,18 @@ def test_a_batch_of_many_statements_is_one_transaction(
         assert write_traces(conn, traces[:2]) == 2
 
 
+@pytest.mark.parametrize("autocommit", [True, False])
+def test_a_broken_connection_says_what_broke_it(database_url: str, autocommit: bool) -> None:
+    """What the server said when it ended the session is told, not that the connection is closed."""
+    with database.connect(database_url, autocommit=autocommit) as conn:
+        write_traces(conn, [make_trace()])
+        conn.commit()
+        with database.connect(database_url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (conn.info.backend_pid,))
+        with pytest.raises(DatabaseError, match=r"terminating connection|server closed the connection"):
+            write_traces(conn, [make_trace()])
+
+
 def test_a_failure_leaves_the_callers_work_alone(connection: psycopg.Connection[Any]) -> None:
     """What the caller did before in the same transaction stays, and the transaction stays usable."""
     good, bad = make_trace(), make_trace()
