@@ -24,7 +24,7 @@ from ragblame.traces import clean_text, trace_to_json
 
 __all__ = ["Spool", "inspect_spool"]
 
-ROTATE_BYTES: Final = 500_000  # a file is closed here: a replay deletes as it goes, and rests between files
+ROTATE_BYTES: Final = 500_000  # a file is closed here: a replay deletes files as it goes
 SUFFIX: Final = ".spool"  # of files that wait to be replayed
 GLANCE_SECONDS: Final = 0.25  # between two looks at the folder and its files: there may be a thousand
 
@@ -194,7 +194,8 @@ class Spool:
             os.ftruncate(self._file, start)  # a full disk must not leave half a record before the next one
             raise
         self._seen += size - start
-        self._size, self._has_files = size, True
+        self._size = size
+        self._has_files = self._has_files or suffix == SUFFIX
         if self._size >= ROTATE_BYTES or suffix != SUFFIX:
             self._let_go()
 

@@ -34,7 +34,7 @@ __all__ = [
     "write_traces",
 ]
 
-_ATTEMPTS: Final = 3  # when another process defers a job between our look and our statement's end
+_ATTEMPTS: Final = 3  # when another process is at the same traces or jobs meanwhile
 _STATEMENT: Final = 400_000  # code points of the texts that one statement carries, one trace more at most
 
 _READ_TRACE = """
@@ -162,8 +162,9 @@ def _insert_once(
     enqueue: bool,
     between: Callable[[], object],
 ) -> int:
-    """Insert what is new; where another process defers the same job at this moment, look again."""
+    """Insert what is new; where another process is at the same traces or jobs at this moment, look again."""
     from psycopg.errors import SerializationFailure, UniqueViolation
+    from psycopg.pq import TransactionStatus
 
     parts = _parts(traces)
     for _ in range(_ATTEMPTS):
@@ -174,7 +175,8 @@ def _insert_once(
                     count += insert_new(conn, part, enqueue=enqueue, between=between)
                 return count
         except SerializationFailure:
-            break  # an older snapshot than the other writer's rows: looking again would not help
+            if conn.info.transaction_status != TransactionStatus.IDLE:
+                break  # the caller's snapshot is older than the other writer's rows, and stays so
         except UniqueViolation as error:
             if (error.diag.table_name or "").startswith("trace_chunk"):
                 raise  # rows without their trace: looking again would not help

@@ -381,12 +381,18 @@ def test_writers_over_the_same_texts_do_not_deadlock(database_url: str) -> None:
         assert count(conn, "trace") == 80
 
 
+@pytest.mark.parametrize(
+    "isolation", [psycopg.IsolationLevel.READ_COMMITTED, psycopg.IsolationLevel.SERIALIZABLE]
+)
 @pytest.mark.parametrize("is_committed", [True, False])
-def test_writers_of_the_same_trace_store_it_once(database_url: str, is_committed: bool) -> None:
+def test_writers_of_the_same_trace_store_it_once(
+    database_url: str, is_committed: bool, isolation: psycopg.IsolationLevel
+) -> None:
     """Two replays of one file meet: the second waits for the first, and writes only if that was undone."""
     traces = [make_trace() for _ in range(5)]
     written: list[int] = []
     with database.connect(database_url) as first, database.connect(database_url) as second:
+        second.isolation_level = isolation
 
         def replay() -> None:
             written.append(write_traces(second, traces[::-1]))
