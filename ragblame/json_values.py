@@ -79,10 +79,10 @@ def is_clean(value: Any) -> bool:
 
     Exact types only: a subclass may carry behaviour.
     """
-    return type(value) is dict and _count(value, _FEW, 1) >= 0
+    return type(value) is dict and _room_left(value, _FEW, 1) >= 0
 
 
-def _count(value: Any, room: int, depth: int) -> int:
+def _room_left(value: Any, room: int, depth: int) -> int:
     """What is left of ``room`` after the entries of a dictionary or list; negative when it is not clean."""
     room -= len(value)
     if room < 0 or depth > MAX_DEPTH:
@@ -106,7 +106,7 @@ def _count(value: Any, room: int, depth: int) -> int:
             if not -_SMALL < entry < _SMALL:
                 return -1
         elif kind is dict or kind is list:
-            room = _count(entry, room, depth + 1)
+            room = _room_left(entry, room, depth + 1)
             if room < 0:
                 return -1
         elif entry is not None and kind is not bool:
