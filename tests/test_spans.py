@@ -31,6 +31,29 @@ def test_sentences_tile_any_text(text: str) -> None:
     assert all(0 < end - start <= MAX_BLOCK for start, end in bounds)
 
 
+@pytest.mark.parametrize("space", ["\u00a0", "\u2003", "\u202f", " \u00a0", "\u00a0 "])
+def test_a_wide_space_before_a_dot_does_not_stop_the_splitter(
+    space: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """sentencex panics over an initial with such a space before its dot: it never sees one."""
+    text = f"It was built by B{space}. Arup. The port is 2959."
+    assert split_sentences(text)[-1][1] == len(text)
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_a_panic_of_the_splitter_costs_its_proposal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The binding raises panics beside all exceptions: then end marks decide, and the worker lives."""
+
+    class PanicException(BaseException):
+        """As the binding's."""
+
+    def panic(language: str, text: str) -> None:
+        raise PanicException("planted")
+
+    monkeypatch.setattr("ragblame.attribution.sentences.sentencex.get_sentence_boundaries", panic)
+    assert split_sentences("One. Two.") == [(0, 5), (5, 9)]
+
+
 @given(st.one_of(hostile, st.text()), st.one_of(hostile, st.text()))
 @settings(max_examples=300, deadline=None)
 def test_spans_hold_for_any_text(answer: str, question: str) -> None:
