@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 from ragblame.plugin.run_tree import RunTree
 
 BATCH: Final = 100  # trees taken at once
-BATCH_BYTES: Final = 16_000_000
+BATCH_BYTES: Final = 4_000_000  # while the batch's one statement is put together, the host's threads wait
 # Traces that come in quick succession are written in one transaction: each costs a dozen round trips. Longer
 # does not pay: what waits is thousands of objects, and Python's collector stops the host to look at them.
 LINGER_SECONDS: Final = 0.03

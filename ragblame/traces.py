@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 _ATTEMPTS: Final = 3  # when another process is at the same traces or jobs meanwhile
-_STATEMENT: Final = 400_000  # code points of the texts that one statement carries, one trace more at most
 
 _READ_TRACE = """
 SELECT id, app, question, query, prompt, answer, generated, model, provider, status, error, started_at,
@@ -166,14 +165,10 @@ def _insert_once(
     from psycopg.errors import SerializationFailure, UniqueViolation
     from psycopg.pq import TransactionStatus
 
-    parts = _parts(traces)
     for _ in range(_ATTEMPTS):
         try:
-            with _undone_on_failure(conn, len(parts)):
-                count = 0
-                for part in parts:
-                    count += insert_new(conn, part, enqueue=enqueue, between=between)
-                return count
+            with _undone_on_failure(conn):
+                return insert_new(conn, traces, enqueue=enqueue, between=between)
         except SerializationFailure:
             if conn.info.transaction_status != TransactionStatus.IDLE:
                 break  # the caller's snapshot is older than the other writer's rows, and stays so
@@ -185,32 +180,13 @@ def _insert_once(
     )
 
 
-def _parts(traces: Sequence[Trace]) -> list[Sequence[Trace]]:
-    """As many as one statement takes: while its JSON is made, no other thread runs."""
-    parts: list[list[Trace]] = []
-    room = 0
-    for trace in traces:
-        size = (
-            len(trace.answer)
-            + sum(len(m.text) for m in trace.prompt)
-            + sum(len(c.text) for c in trace.chunks)
-        )
-        if not parts or size > room:
-            parts.append([])
-            room = _STATEMENT
-        room -= size
-        parts[-1].append(trace)
-    return list(parts)
-
-
 @contextmanager
-def _undone_on_failure(conn: "psycopg.Connection[Any]", statements: int) -> Iterator[None]:
-    """A failure takes back what the statements did, and no more; one alone needs no round trip for that."""
+def _undone_on_failure(conn: "psycopg.Connection[Any]") -> Iterator[None]:
+    """A failure takes back one statement, and no more; outside a transaction that costs no round trip."""
     from psycopg import Error
     from psycopg.pq import TransactionStatus
 
-    is_idle = conn.info.transaction_status == TransactionStatus.IDLE
-    if not is_idle or (conn.autocommit and statements > 1):
+    if conn.info.transaction_status != TransactionStatus.IDLE:
         with conn.transaction():
             yield
         return
@@ -241,7 +217,7 @@ def _what_is_missing(conn: "psycopg.Connection[Any]", reason: str, *, enqueue: b
     from psycopg.rows import tuple_row
 
     try:
-        with _undone_on_failure(conn, 1), conn.cursor(row_factory=tuple_row) as cursor:
+        with _undone_on_failure(conn), conn.cursor(row_factory=tuple_row) as cursor:
             found = cursor.execute(
                 "SELECT to_regclass('ragblame.trace') IS NULL, "
                 "to_regtype('procrastinate_job_to_defer_v1') IS NULL"

@@ -237,11 +237,10 @@ def test_a_batch_is_one_round_trip(database_url: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("autocommit", [True, False])
-def test_a_batch_of_many_statements_is_one_transaction(
-    connection: psycopg.Connection[Any], database_url: str, monkeypatch: pytest.MonkeyPatch, autocommit: bool
+def test_a_refused_trace_takes_its_batch_back(
+    connection: psycopg.Connection[Any], database_url: str, autocommit: bool
 ) -> None:
-    """Where texts are too long for one statement, a trace that is refused takes all of its batch back."""
-    monkeypatch.setattr("ragblame.traces._STATEMENT", 1)
+    """Outside a transaction nothing of a batch stays where PostgreSQL refuses one of its traces."""
     traces = [make_trace() for _ in range(3)]
     connection.execute(
         "INSERT INTO trace_chunk (trace_id, position, sha256) VALUES (%s, 0, sha256(''))", (traces[2].id,)
@@ -252,6 +251,7 @@ def test_a_batch_of_many_statements_is_one_transaction(
             write_traces(conn, traces)
         assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
         assert count(conn, "trace") == count(conn, "procrastinate_jobs") == count(conn, "chunk_text") == 0
+        conn.rollback()
         assert write_traces(conn, traces[:2]) == 2
 
 
