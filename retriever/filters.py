@@ -12,7 +12,8 @@ from psycopg.types.json import Jsonb
 
 from ragblame.errors import InputError
 from ragblame.json_values import clean_json, clean_text
-from ragblame.retriever.sources import CheckedSource, identifier
+from ragblame.retriever.checked_sources import CheckedSource
+from ragblame.retriever.sql_names import identifier
 
 MAX_TERMS: Final = 64  # of one filter
 MAX_DEPTH: Final = 6

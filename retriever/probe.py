@@ -21,10 +21,11 @@ from ragblame import database
 from ragblame.corpus import MAX_K, ProbeReport, ProbeRequest, ProbeText
 from ragblame.database_errors import explain
 from ragblame.errors import InputError, ModelError, RagblameError
+from ragblame.retriever.checked_sources import check_source
 from ragblame.retriever.embedding_models import name_of
 from ragblame.retriever.probe_asking import MAX_EXACT_ROWS, Asking
 from ragblame.retriever.probe_clock import read_only, search_path
-from ragblame.retriever.sources import CorpusSource, check_source, our_corpus, source_from
+from ragblame.retriever.sources import CorpusSource, our_corpus, source_from
 from ragblame.settings import Settings
 
 SAME_MODEL: Final = 0.99  # cosine of a stored vector and the same text's new one: half precision keeps more

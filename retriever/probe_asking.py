@@ -12,6 +12,7 @@ import psycopg
 from psycopg import sql
 
 from ragblame.corpus import MAX_K, FoundChunk, Neighbour, ProbeReport, ProbeRequest, ProbeText, ProbeWay
+from ragblame.retriever.checked_sources import CheckedSource
 from ragblame.retriever.filters import Condition
 from ragblame.retriever.probe_clock import Clock, late
 from ragblame.retriever.probe_ranks import rank_rows
@@ -20,7 +21,6 @@ from ragblame.retriever.probe_sightings import Sightings
 from ragblame.retriever.probe_vectors import DEPTH, Listing, Ranked, VectorProbe, vector_text
 from ragblame.retriever.probe_words import WordProbe
 from ragblame.retriever.search import hybrid_query
-from ragblame.retriever.sources import CheckedSource
 
 MAX_CHUNKS: Final = 120  # of one report
 MAX_RANKED: Final = 24  # rows beyond the lists whose rank is counted

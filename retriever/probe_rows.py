@@ -9,9 +9,9 @@ from psycopg import sql
 
 from ragblame.corpus import Neighbour
 from ragblame.records import Json
+from ragblame.retriever.checked_sources import CheckedSource
 from ragblame.retriever.filters import Condition
 from ragblame.retriever.probe_clock import Clock
-from ragblame.retriever.sources import CheckedSource
 
 MAX_TEXT: Final = 100_000  # code points read of one row's text
 

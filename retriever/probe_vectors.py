@@ -16,9 +16,9 @@ from psycopg import sql
 
 from ragblame.corpus import ProbeText
 from ragblame.errors import InputError, ModelError
+from ragblame.retriever.checked_sources import CheckedSource
 from ragblame.retriever.filters import Condition
 from ragblame.retriever.probe_clock import Clock, late
-from ragblame.retriever.sources import CheckedSource
 
 DEPTH: Final = 50  # rows of a list
 MAX_ROWS: Final = 20_000  # that one scan may return before it counts as not finished

@@ -13,8 +13,8 @@ from psycopg import sql
 
 from ragblame.corpus import ProbeText, ProbeWay
 from ragblame.json_values import clean_text
+from ragblame.retriever.checked_sources import CheckedSource
 from ragblame.retriever.probe_clock import Clock, late
-from ragblame.retriever.sources import CheckedSource
 
 COMMON: Final = 2_000  # rows: of so many matches the first are ranked, and a word in so many tells little
 SMALL: Final = 20_000  # rows that are read quickly without an index

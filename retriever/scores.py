@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 
 from ragblame.errors import InputError, ModelError
 from ragblame.retriever.embedding_models import EmbeddingModel, name_of
-from ragblame.retriever.sources import identifier
+from ragblame.retriever.sql_names import identifier
 from ragblame.retriever.vector_tables import VectorTable
 
 SAME_MODEL: Final = (

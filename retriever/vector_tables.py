@@ -15,7 +15,8 @@ from psycopg.rows import tuple_row
 
 from ragblame.errors import InputError
 from ragblame.retriever.chunks import SOURCE_TABLE
-from ragblame.retriever.sources import identifier
+from ragblame.retriever.distances import METRICS, USUAL, made_for
+from ragblame.retriever.sql_names import identifier
 
 _COLUMNS = """
 SELECT n.nspname, c.relname, a.attname, t.typname, format_type(a.atttypid, a.atttypmod),
@@ -31,12 +32,6 @@ _OPERATOR_CLASSES = """
 SELECT DISTINCT o.opcname FROM pg_index i JOIN pg_opclass o ON o.oid = ANY (i.indclass)
 WHERE i.indrelid = to_regclass(%s)
 """
-_METRICS: Final[Mapping[str, tuple[str, str]]] = {
-    "cosine_ops": ("<=>", "cosine distance"),
-    "l2_ops": ("<->", "Euclidean distance"),
-    "ip_ops": ("<#>", "negative inner product"),
-    "l1_ops": ("<+>", "taxicab distance"),
-}
 _INTEGER_BITS: Final[Mapping[str, int]] = {"smallint": 16, "integer": 32, "bigint": 64}
 _ID_NAMES: Final = ("langchain_id",)
 _TEXT_NAMES: Final = ("content", "document", "page_content", "text")
@@ -66,7 +61,7 @@ class VectorTable:
     @property
     def is_cosine(self) -> bool:
         """Whether the distance is the cosine one."""
-        return self.operator == _METRICS["cosine_ops"][0]
+        return self.operator == METRICS["cosine"][0]
 
     def may_hold(self, row_id: str) -> bool:
         """Whether a text can be a row id of this table: one that cannot would fail the whole question."""
@@ -107,7 +102,10 @@ def find_vector_table(conn: psycopg.Connection[Any], name: str) -> VectorTable:
         )
         raise InputError(f"{shown} lacks {lacks}")
     [(id_column, id_type)] = ids.items()
-    operator, metric = _metric(classes, shown)
+    distances = made_for(classes)
+    if len(distances) > 1:
+        raise InputError(f"{shown} has vector indexes for several distances, and only one was searched by")
+    operator, metric = METRICS[distances[0] if distances else USUAL]
     return VectorTable(
         name=shown,
         relation=identifier(columns[0][0], columns[0][1]),
@@ -126,19 +124,3 @@ def find_vector_table(conn: psycopg.Connection[Any], name: str) -> VectorTable:
 
 def _first(wanted: Sequence[str], present: Sequence[str]) -> str | None:
     return next((name for name in wanted if name in present), None)
-
-
-def _metric(classes: Sequence[str], table: str) -> tuple[str, str]:
-    """Operator and name of the distance that the table's indexes are made for; without any, cosine.
-
-    Cosine is what langchain-postgres searches by unless told otherwise.
-    """
-    found = {
-        metric
-        for name in classes
-        for ending, metric in _METRICS.items()
-        if name in (f"vector_{ending}", f"halfvec_{ending}")
-    }
-    if len(found) > 1:
-        raise InputError(f"{table} has vector indexes for several distances, and only one was searched by")
-    return next(iter(found), _METRICS["cosine_ops"])

@@ -14,7 +14,8 @@ _OURS: Final = "SELECT count(*) FROM (SELECT FROM ragblame.chunk LIMIT 1) AS fir
 def check_corpus(settings: Settings) -> Check:
     """Raises ``InputError`` naming what is wrong with a configured table, ``DatabaseError`` beside that."""
     from ragblame import database
-    from ragblame.retriever.sources import check_source, source_from
+    from ragblame.retriever.checked_sources import check_source
+    from ragblame.retriever.sources import source_from
 
     if not settings.probe_spans:
         return Check(name="corpus", state=State.OK, detail="causes do not look into it (probe_spans = 0)")
