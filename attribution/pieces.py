@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ragblame.attribution.citations import find_citations
 from ragblame.attribution.verdicts.normalise import Word, words
 from ragblame.attribution.verdicts.quantities import Quantity, find_quantities
 from ragblame.records import SpanKind
@@ -17,11 +18,6 @@ from ragblame.records import SpanKind
 _QUOTE = re.compile(
     r"„[^„“”\n]{1,300}[“”]|[“\"](?=\S)[^“”\"\n]{1,300}?(?<=\S)[”\"](?!\w)|«[^«»\n]{1,300}»|»[^«»\n]{1,300}«"
     r"|‹[^‹›\n]{1,300}›|`[^`\n]{1,200}`|「[^「」\n]{1,300}」|『[^『』\n]{1,300}』"
-)
-_CITATION = re.compile(
-    r"\b(?:passage|document|doc|source|chunk|context|reference)s?\s+\d{1,3}(?:(?:,\s*|,?\s+and\s+|\s*&\s*)\d{1,3})*\b"
-    r"|\[\d{1,3}(?:,\s*\d{1,3})*\]",
-    re.IGNORECASE,
 )
 _ITALIAN_NOT = re.compile(r"\bnon\b(?![-–]) (?!profit)[a-zàèéìòù]", re.IGNORECASE)
 _INSIDE_WORDS = re.compile(r"なかった|않|없")  # Japanese, Korean: negations that are no words of their own
@@ -69,7 +65,7 @@ def _items(text: str, start: int, end: int, known: Known, *, is_first: bool, wit
     """Disjoint values: quotes win over quantities, quantities over names."""
     part = text[start:end]
     found = [Piece(start + q.start(), start + q.end(), SpanKind.QUOTE) for q in _QUOTE.finditer(part)]
-    cited = [citation.span() for citation in _CITATION.finditer(part)]
+    cited = [(citation.start, citation.end) for citation in find_citations(part)]
     for quantity in find_quantities(part):
         if any(low <= quantity.start < high for low, high in cited) or _is_list_mark(part, quantity):
             continue

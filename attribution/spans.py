@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from ragblame.attribution.citations import bare_citations
 from ragblame.attribution.pieces import (
     Known,
     Piece,
@@ -112,17 +113,17 @@ def _pieces(text: str, bounds: tuple[int, int], known: Known) -> Iterator[Piece]
     # "To lock the file, follow these steps:" announces; what it announces is checked.
     announces = text[start:end].rstrip().endswith(":")
     has_claim = announces
-    for low, high in _clauses(text, start, end):
+    with_names = not is_heading(items)
+    parts = list(_without_citations(text, start, end))
+    for low, high in (clause for part in parts for clause in _clauses(text, *part)):
         is_first = low == start or text[low - 1] in ":;"
-        for piece in _clause_pieces(
-            text, low, high, known, is_first=is_first, with_names=not is_heading(items)
-        ):
+        for piece in _clause_pieces(text, low, high, known, is_first=is_first, with_names=with_names):
             if _claims(text, piece, known) and not (announces and piece.kind is SpanKind.CLAUSE):
                 has_claim = True
                 yield piece
     # Nothing but the question's words: "Yes, it uses TLS." is a claim too, "Here is how to grow it:" is not.
     is_short_answer = bool(items) and items[0].folded == "yes"
-    if not has_claim and (is_short_answer or any(word.is_content for word in items) or not items):
+    if not has_claim and parts and (is_short_answer or any(word.is_content for word in items) or not items):
         whole = _whole(text, (start, end))
         if whole.end > whole.start:
             yield whole
@@ -136,6 +137,15 @@ def _claims(text: str, piece: Piece, known: Known) -> bool:
     if not stems:
         return any(ord(char) >= 0x2E80 for char in text[piece.start : piece.end])
     return not stems <= known.echo
+
+
+def _without_citations(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """What a sentence says between its "[1]" and "[2]"."""
+    at = start
+    for low, high in [*bare_citations(text, start, end), (end, end)]:
+        if any(char.isalnum() for char in text[at:low]) or (at, low) == (start, end):
+            yield at, low
+        at = high
 
 
 def _clauses(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:

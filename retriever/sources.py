@@ -30,9 +30,7 @@ class CorpusSource:
     language: str = "english"  # text search configuration
     collection: str | None = None  # PGVector: the collection, by name
     model: str | None = None  # ragblame.chunk: the embedding model, by name
-    distance: str | None = (
-        None  # of distances.METRICS; None: what the indexes are made for, else cosine
-    )
+    distance: str | None = None  # of distances.METRICS; None: the indexes' own, else cosine
     # what the retriever's own session sets; None: as the server is configured
     ef_search: int | None = None  # [1, 1000]
     iterative_scan: str | None = None  # off, strict_order or relaxed_order

@@ -185,6 +185,16 @@ def test_list_marks_citations_and_announcements_are_no_claims() -> None:
     assert not [text for text, _ in found if "Based" in text]
 
 
+def test_a_citation_is_no_part_of_a_span() -> None:
+    """Neither of the value before it nor of the words behind it."""
+    question = "How long is the warranty of the Orion pump?"
+    assert pieces("The warranty of the Orion pump is 36 months [1].", question) == [("36 months", "number")]
+    assert pieces("It was sold in March 2019 [2] in Norway [1, 3].") == [
+        *(("It was sold in", "clause"), ("March 2019", "date"), ("Norway", "name")),
+    ]
+    assert pieces("Rain falls there [1][2].\n[3]\n") == [("Rain falls there", "clause")]
+
+
 def test_a_bare_value_is_no_list_mark() -> None:
     """“2959.” is an answer; “4.” before an entry counts lines."""
     assert pieces("2959.") == [("2959", "number")]
