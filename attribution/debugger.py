@@ -22,6 +22,7 @@ from ragblame.attribution.verdicts.corpus_asking import Asking, ask_corpus
 from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.fusion import with_probabilities
 from ragblame.attribution.verdicts.learned import SupportReader
+from ragblame.attribution.verdicts.miscited import with_citations
 from ragblame.attribution.verdicts.other_words import Reader, with_conflicts, with_reading
 from ragblame.attribution.verdicts.premises import by_probability, premises_of
 from ragblame.attribution.verdicts.prompt_lines import with_prompt_lines
@@ -232,6 +233,8 @@ class _Run:
             measured = self.measuring.measure(alignments, spans, findings)
         findings = self._read_chunks(spans, findings, alignments if has_prompt else None, measured)
         self._look("verdict", 0.0)
+        if has_prompt:
+            findings = with_citations(trace, spans, findings, alignments)
         read = findings
         findings = tuple(
             settle(

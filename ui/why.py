@@ -62,6 +62,8 @@ def _rule(found: Provenance) -> list[tuple[str, str]]:
         facts.append(("Evidence", "none: no chunk sentence came near"))
     if found.also_said_by:
         facts.append(("Also said by", ", ".join(f"chunk {at + 1}" for at in found.also_said_by)))
+    if found.miscited:
+        facts.append(("Cited instead", ", ".join(f"chunk {at + 1}" for at in found.miscited)))
     facts.extend(("Corpus", _corpus(row)) for row in found.corpus)
     if found.support_model is None:
         facts.append(("Support model", "none: only rules read it"))

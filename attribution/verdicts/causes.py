@@ -59,6 +59,11 @@ class _Case:
         return self.state in (SupportState.ABSENT, SupportState.CONTRADICTED)
 
     @property
+    def is_miscited(self) -> bool:
+        """Said by a chunk, and not by any that the answer names as its source."""
+        return self.state is SupportState.ENTAILED and bool(self.finding.miscited)
+
+    @property
     def may_be_used(self) -> bool:
         """Used, or nobody measured it."""
         return self.decision.is_used is not False
@@ -128,7 +133,7 @@ def _causes(case: _Case) -> Iterator[Cause]:
         yield Cause.MEMORY_OVERRIDE
     if case.is_unsupported and (finding.copied_from or finding.told_by):
         yield Cause.PROMPT
-    if case.decision.is_wrong_source:
+    if case.decision.is_wrong_source or case.is_miscited:
         yield Cause.WRONG_SOURCE
     if state is SupportState.ABSENT and not case.decision.is_used:
         yield Cause.NO_EVIDENCE_IN_PROMPT
@@ -169,7 +174,7 @@ def _evidence(case: _Case, cause: Cause | None) -> tuple[int, ...]:
     elif cause is Cause.BORROWED:
         first = (*finding.borrowed_from, *first)
     elif cause in (Cause.WRONG_SOURCE, Cause.DISTORTION):
-        first = (*first, *case.decision.used)
+        first = (*first, *case.decision.used, *finding.miscited)
     return tuple(dict.fromkeys(first))
 
 
@@ -213,6 +218,12 @@ def _sentence(case: _Case, cause: Cause | None) -> str:
             stated = quoted(support.stated or "")
             return (
                 f"The model says {said} without relying on the documents{_sure(case)}; {where} says {stated}."
+            )
+        case Cause.WRONG_SOURCE if case.is_miscited:
+            cited = case.finding.miscited
+            does = "does" if len(cited) == 1 else "do"
+            return (
+                f"{where.capitalize()} says {said}, but the answer cites {_chunks(cited)}, which {does} not."
             )
         case Cause.WRONG_SOURCE:
             used = _chunks(case.decision.used)

@@ -31,6 +31,7 @@ class Finding:
     is_about: bool = False  # ``examine_apart``: a sentence is about the span's subject, whatever it says
     copied_from: tuple[PromptLine, ...] = ()  # lines of the prompt outside the chunks that say it
     told_by: tuple[PromptLine, ...] = ()  # lines that ask for an answer from memory
+    miscited: tuple[int, ...] = ()  # chunks that the answer names as the source, and that do not say it
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ def _premises(
         is_sure=settled.is_sure,
         copied_from=settled.copied_from,
         told_by=settled.told_by,
+        miscited=settled.miscited,
         is_used=decision.is_used,
         used=decision.used,
     )
@@ -118,6 +119,7 @@ def finding_of(premises: Premises, support: Support) -> Finding:
         is_sure=premises.is_sure,
         copied_from=premises.copied_from,
         told_by=premises.told_by,
+        miscited=premises.miscited,
     )
 
 
@@ -135,8 +137,8 @@ def by_probability(finding: Finding, influence: Influence | None, thresholds: Th
         return finding
     state = support.state
     if thresholds.flag_at is not None and p >= thresholds.flag_at:
-        if state in (SupportState.ABSENT, SupportState.CONTRADICTED):
-            return finding
+        if state in (SupportState.ABSENT, SupportState.CONTRADICTED) or finding.miscited:
+            return finding  # a wrong citation is what people mark, and what can be shown
         return _settled(finding, SupportState.ABSENT, LIKELY)
     if state is SupportState.ENTAILED:
         return finding

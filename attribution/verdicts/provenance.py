@@ -81,6 +81,7 @@ class Provenance:
     stated: str | None  # what the chunk says instead
     quote: Quote | None
     also_said_by: tuple[int, ...]  # further chunks
+    miscited: tuple[int, ...]  # chunks that the answer names as the source, and that do not say it
     support_model: str | None  # name@revision; None: only rules read it
     support_probability: float | None  # raw, of being unsupported
     confidence: float | None  # calibrated; None: the thresholds hold no calibration for that model
@@ -159,6 +160,7 @@ def _trace(
         stated=support.stated,
         quote=_quote(explanation, support),
         also_said_by=support.other_positions,
+        miscited=() if premises is None else premises.miscited,
         support_model=support.model,
         support_probability=support.probability,
         confidence=verdict.confidence,
