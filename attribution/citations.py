@@ -30,6 +30,9 @@ _RANGE = re.compile(r"(\d{1,3})\s*(?:\bto\b|\bthrough\b|[–-])\s*(?:[a-z]+\s+)?
 _HEADING = re.compile(rf"[^\w\n]*{NOUN}\s+\d{{1,3}}\s*[^\w\s]*:", re.IGNORECASE)
 _OPENING = re.compile(r"\s*(?:\([^()\n]{1,60}\)|\[[^\[\]\n]{1,60}\])[.,;]?\s*")
 _LONGEST: Final = 50  # passages that a range may name
+_SAYING: Final = frozenset(  # words about who said it
+    ("according", "to", "as", "per", "see", "also", "from", "in", "and", "the", "by", "stated", "says")
+)
 _LIST_ITEM = re.compile(r"\s*(?:[-*•–]|\(?\d{1,3}[.)])\s")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
@@ -59,6 +62,16 @@ def find_citations(text: str) -> list[Citation]:
         Citation(match.start(), match.end(), _numbers(match["named"] or match["bare"] or match["ordinals"]))
         for match in _CITATION.finditer(text)
     ]
+
+
+def only_cites(text: str) -> bool:
+    """Whether the words name passages and say nothing else: "as per passage 2"."""
+    citations = find_citations(text)
+    if not citations:
+        return False
+    edges = [0, *(edge for one in citations for edge in (one.start, one.end)), len(text)]
+    rest = " ".join(text[low:high] for low, high in zip(edges[::2], edges[1::2], strict=True))
+    return _SAYING.issuperset(re.findall(r"\w+", rest.lower()))
 
 
 def bare_citations(text: str, start: int, end: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragblame.attribution.citations import bare_citations, cited_sentences, find_citations
+from ragblame.attribution.citations import bare_citations, cited_sentences, find_citations, only_cites
 
 PIECES = st.sampled_from(
     [
@@ -61,6 +61,18 @@ def test_a_sentence_is_from_what_it_cites() -> None:
         ("It was made in 2019. (As per passage 3)", {3}),
         ("Passage 4 says more.", {4}),
     ]
+
+
+@pytest.mark.parametrize("text", ["passage 2", "as per passages 1 and 3", "[1]", "Passage 2 says"])
+def test_words_that_only_cite_say_nothing(text: str) -> None:
+    """There is nothing in them to look for in a chunk."""
+    assert only_cites(text)
+
+
+@pytest.mark.parametrize("text", ["", "Norway, passage 2", "passages", "36 months (passage 2)"])
+def test_words_that_say_more_are_claims(text: str) -> None:
+    """Also beside a citation."""
+    assert not only_cites(text)
 
 
 @settings(max_examples=200, deadline=None)

@@ -64,6 +64,13 @@ def test_what_is_cited_rightly_or_not_at_all_is_no_wrong_source(answer: str) -> 
     assert verdict_on(explain(answer), "36 months").cause is None
 
 
+def test_the_citation_itself_is_looked_for_in_no_chunk() -> None:
+    """Chunk 2 does not "say" the words "passage 1"."""
+    verdict = verdict_on(explain("The warranty of the Orion pump is 36 months (passage 1)."), "passage 1")
+    assert verdict.explanation.startswith("Nothing to check in “passage 1”: it only names passages.")
+    assert not verdict.is_flagged
+
+
 def test_a_wrong_value_stays_a_wrong_value() -> None:
     """Under whatever number."""
     verdict = verdict_on(explain("The warranty of the Orion pump is 24 months (passage 1)."), "24 months")

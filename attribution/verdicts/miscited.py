@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from ragblame.attribution.citations import NOUN, Citation, Cited, cited_sentences, find_citations
+from ragblame.attribution.citations import NOUN, Cited, cited_sentences
 from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.support import examine_apart
 from ragblame.records import Alignment, Span, SupportState, Trace
@@ -28,14 +28,12 @@ def with_citations(
 
     ``alignments``: where the chunks stand in ``trace.prompt``. Never raises on any text.
     """
-    citations, sentences = find_citations(trace.answer), cited_sentences(trace.answer)
+    sentences = cited_sentences(trace.answer)
     numbered = numbered_chunks(trace, alignments) if sentences else {}
     if not numbered:
         return tuple(findings)
     return tuple(
-        finding
-        if _is_citation(span, citations)
-        else replace(finding, miscited=_miscited(trace, span, finding, _cited(span, sentences, numbered)))
+        replace(finding, miscited=_miscited(trace, span, finding, _cited(span, sentences, numbered)))
         for span, finding in zip(spans, findings, strict=True)
     )
 
@@ -56,11 +54,6 @@ def numbered_chunks(trace: Trace, alignments: Sequence[Alignment]) -> Mapping[in
             return {}
         found[int(number[1])] = position
     return found if len(found) > 1 else {}
-
-
-def _is_citation(span: Span, citations: Sequence[Citation]) -> bool:
-    """Whether the span is nothing but a citation's own words."""
-    return any(one.start <= span.start and span.end <= one.end for one in citations)
 
 
 def _cited(span: Span, sentences: Sequence[Cited], numbered: Mapping[int, int]) -> tuple[int, ...]:

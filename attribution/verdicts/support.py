@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from ragblame.attribution.citations import only_cites
 from ragblame.attribution.verdicts.claims import EXACT, Claim, find_claims
 from ragblame.attribution.verdicts.denial import differs, is_denied, is_quoted
 from ragblame.attribution.verdicts.evidence import Evidence, Sentence
@@ -134,6 +135,8 @@ class _Checker:
         kind = claim.span.kind
         if claim.abstains and kind not in (SpanKind.NUMBER, SpanKind.DATE):
             return without_evidence(claim, SupportState.ENTAILED, "no claim: the answer abstains")
+        if kind is SpanKind.CLAUSE and only_cites(claim.text):
+            return without_evidence(claim, SupportState.ENTAILED, "it only names passages")
         if kind is SpanKind.CLAUSE and claim.leads_to_value:
             return without_evidence(claim, SupportState.ENTAILED, "subject of a value")
         if not claim.stems and not claim.quantities:
