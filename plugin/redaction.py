@@ -6,7 +6,7 @@ where a rule or the host's own function fails, the whole text is masked, and cou
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
@@ -103,9 +103,7 @@ class Redactor:
         if not (self.secrets or self.personal or own):
             return trace
         rules = {**(SECRET_RULES if self.secrets else {}), **(PERSONAL_RULES if self.personal else {})}
-        texts: dict[str, bool] = {}
-        for text, is_cut in _texts(trace):
-            texts[text] = is_cut or texts.get(text, False)
+        texts = _texts(trace)
         if sum(map(len, texts)) <= _AT_ONCE:
             everything = "\n".join(texts)
             rules = {name: rule for name, rule in rules.items() if _may_find(name, everything)}
@@ -153,38 +151,54 @@ def _nothing_passes(text: str) -> str:
 # The texts of a trace ------------------------------------------------------------
 
 
-def _texts(trace: Trace) -> Iterator[tuple[str, bool]]:
-    """Every text of a trace that is redacted, and whether its end was cut off."""
+def _texts(trace: Trace) -> dict[str, bool]:
+    """Every text of a trace that is redacted, in order, and whether its end was cut off anywhere."""
     cut = trace.truncated
+    texts: dict[str, bool] = {}
     for name in ("question", "query", "answer", "generated", "error"):
-        text = getattr(trace, name)
-        if text:
-            yield text, name in cut or (name == "error" and len(text) >= _CUT_ERROR)
+        if text := getattr(trace, name):
+            _add(texts, text, name in cut or (name == "error" and len(text) >= _CUT_ERROR))
     for index, message in enumerate(trace.prompt):
-        yield message.text, f"prompt[{index}]" in cut
+        _add(texts, message.text, f"prompt[{index}]" in cut)
     for chunk in trace.chunks:
-        yield chunk.text, chunk.truncated_from is not None and chunk.truncated_from > len(chunk.text)
+        _add(texts, chunk.text, chunk.truncated_from is not None and chunk.truncated_from > len(chunk.text))
         if chunk.source_id:
-            yield chunk.source_id, False
-        yield from ((text, False) for text in _strings(chunk.metadata))
-    yield from ((text, False) for text in trace.tags)
+            _add(texts, chunk.source_id, False)
+        _add_strings(texts, chunk.metadata)
+    for tag in trace.tags:
+        _add(texts, tag, False)
     for key, entry in trace.metadata.items():
-        yield from ((text, key == _NOTES and len(text) >= _CUT_NOTE) for text in _strings(entry))
+        noted: dict[str, bool] = {}
+        _add_strings(noted, entry)
+        for text in noted:
+            _add(texts, text, key == _NOTES and len(text) >= _CUT_NOTE)
     if trace.session_id:
-        yield trace.session_id, False
+        _add(texts, trace.session_id, False)
+    return texts
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _add(texts: dict[str, bool], text: str, is_cut: bool) -> None:
+    texts[text] = is_cut or texts.get(text, False)
+
+
+def _add_strings(texts: dict[str, bool], value: Any) -> None:
+    """All texts inside a value, none of them cut. Loops, for this runs for every chunk of every trace."""
     if isinstance(value, str):
-        yield value
-    elif type(value) in _PLAIN:
+        texts.setdefault(value, False)
         return
-    elif isinstance(value, _MAPPINGS):
-        for entry in value.values():
-            yield from _strings(entry)
+    entries: Iterable[Any]
+    if isinstance(value, _MAPPINGS):
+        entries = value.values()
     elif isinstance(value, list):
-        for entry in value:
-            yield from _strings(entry)
+        entries = value
+    else:
+        return
+    for entry in entries:
+        kind = type(entry)
+        if kind is str:
+            texts.setdefault(entry, False)
+        elif kind not in _PLAIN:
+            _add_strings(texts, entry)
 
 
 def _names_a_secret(trace: Trace) -> bool:
@@ -193,11 +207,15 @@ def _names_a_secret(trace: Trace) -> bool:
 
 
 def _has_secret_key(value: Any) -> bool:
-    if type(value) in _PLAIN:
-        return False
     if isinstance(value, _MAPPINGS):
-        return any(_hides(key, entry) or _has_secret_key(entry) for key, entry in value.items())
-    return isinstance(value, list) and any(map(_has_secret_key, value))
+        for key, entry in value.items():
+            if _hides(key, entry) or (type(entry) not in _PLAIN and _has_secret_key(entry)):
+                return True
+    elif isinstance(value, list):
+        for entry in value:
+            if type(entry) not in _PLAIN and _has_secret_key(entry):
+                return True
+    return False
 
 
 def _hides(key: str, entry: Json) -> bool:
