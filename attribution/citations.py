@@ -1,7 +1,7 @@
 """Which passages an answer says it has something from: "(Passage 2)", "[1][3]", "the second document".
 
 Models that are told "passage 1: …" cite by number, and a right sentence with a wrong number is common:
-the words are in the chunks, only not where the answer says. Numbers count the chunks from 1, as prompts do.
+the words are in the chunks, only not where the answer says. What a number means, the prompt tells.
 """
 
 import re
@@ -33,7 +33,6 @@ _LONGEST: Final = 50  # passages that a range may name
 _SAYING: Final = frozenset(  # words about who said it
     ("according", "to", "as", "per", "see", "also", "from", "in", "and", "the", "by", "stated", "says")
 )
-_LIST_ITEM = re.compile(r"\s*(?:[-*•–]|\(?\d{1,3}[.)])\s")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -43,7 +42,7 @@ class Citation:
 
     start: int  # code points of the answer
     end: int
-    numbers: frozenset[int]  # from 1; such as no passage has are kept
+    numbers: frozenset[int]  # as written; such as no passage has are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,6 @@ class Cited:
     start: int  # code points of the answer
     end: int
     numbers: frozenset[int]
-    is_headed: bool  # only a heading above it says so
 
 
 def find_citations(text: str) -> list[Citation]:
@@ -89,18 +87,11 @@ def _numbers(written: str) -> frozenset[int]:
 
 
 def cited_sentences(text: str) -> list[Cited]:
-    """The sentences of an answer that it says are from certain passages, in order, disjoint.
+    """The sentences of an answer that name passages, in order, disjoint.
 
-    A sentence of nothing but a citation belongs to the one before. Below a heading ("Passage 2:") sentences
-    are of that passage until another is cited, or until a second paragraph that is no list.
+    A sentence of nothing but a citation belongs to the one before; a heading ("Passage 2:") to none.
     """
-    return list(_scoped(text, find_citations(text)))
-
-
-def _opens_prose(text: str, start: int, end: int) -> bool:
-    """Whether a paragraph begins here that is no list."""
-    is_first = text[max(0, start - 80) : start].rstrip(" \t\r").endswith("\n\n")
-    return is_first and _LIST_ITEM.match(text, start, end) is None
+    return list(_cited(text, find_citations(text)))
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
@@ -114,12 +105,10 @@ def _sentences(text: str) -> Iterator[tuple[int, int]]:
             yield cut, end
 
 
-def _scoped(text: str, citations: Sequence[Citation]) -> Iterator[Cited]:
+def _cited(text: str, citations: Sequence[Citation]) -> Iterator[Cited]:
     if not citations:
         return  # and no sentence is looked for
     before: Cited | None = None  # the sentence to be told next, if it cites
-    heading: frozenset[int] = frozenset()
-    is_fresh = False  # nothing but the heading has been read since
     at = 0
     for start, end in _sentences(text):
         own: frozenset[int] = frozenset()
@@ -131,18 +120,11 @@ def _scoped(text: str, citations: Sequence[Citation]) -> Iterator[Cited]:
             at += 1
         rest.append(text[last:end])
         is_bracket = _OPENING.fullmatch(text, start, end) is not None
-        says = _WORD.search(" ".join(rest)) is not None and not (own and is_bracket)
-        if own and _HEADING.match(text, start, end):
-            heading, is_fresh = own, True
-        elif own or (says and not is_fresh and _opens_prose(text, start, end)):
-            heading = frozenset()
-        if says:
+        if _WORD.search(" ".join(rest)) is not None and not (own and is_bracket):
             if before is not None and before.numbers:
                 yield before
-            before = Cited(start, end, own or heading, is_headed=not own)
-            is_fresh = is_fresh and bool(own)
-        elif before is not None and not (own and heading):  # "… in 2019. (Passage 2)"
-            numbers, is_headed = before.numbers | own, before.is_headed and not own
-            before = Cited(before.start, end, numbers, is_headed=is_headed)
+            before = Cited(start, end, own)
+        elif own and before is not None and not _HEADING.match(text, start, end):
+            before = Cited(before.start, end, before.numbers | own)  # "… in 2019. (Passage 2)"
     if before is not None and before.numbers:
         yield before

@@ -47,17 +47,14 @@ def test_passages_are_cited_by_number(text: str, numbers: list[set[int]]) -> Non
 
 
 def test_a_sentence_is_from_what_it_cites() -> None:
-    """Also where the citation stands behind the full stop, or above as a heading."""
+    """Also where the citation stands behind the full stop; a heading is of no sentence."""
     text = (
         "Here is how.\n\nPassage 1:\n\n1. Chock your tires.\n2. Use the wrench.\n\n"
         "Passage 2: Pull over. Get out.\n\n"
         "So it is done. It was made in 2019. (As per passage 3) Passage 4 says more."
     )
     assert [(text[one.start : one.end].strip(), set(one.numbers)) for one in cited_sentences(text)] == [
-        ("1. Chock your tires.", {1}),
-        ("2. Use the wrench.", {1}),
         ("Passage 2: Pull over.", {2}),
-        ("Get out.", {2}),
         ("It was made in 2019. (As per passage 3)", {3}),
         ("Passage 4 says more.", {4}),
     ]

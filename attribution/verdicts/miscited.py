@@ -57,9 +57,9 @@ def numbered_chunks(trace: Trace, alignments: Sequence[Alignment]) -> Mapping[in
 
 
 def _cited(span: Span, sentences: Sequence[Cited], numbered: Mapping[int, int]) -> tuple[int, ...]:
-    """Positions of the chunks that the span's sentence names itself: below a heading much is added."""
+    """Positions of the chunks that the span's sentence names."""
     for sentence in sentences:
-        if sentence.start <= span.start < sentence.end and not sentence.is_headed:
+        if sentence.start <= span.start < sentence.end:
             return tuple(sorted(numbered[number] for number in sentence.numbers if number in numbered))
     return ()
 
