@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ragblame.json_values import json_bytes
+from ragblame.prompt_parts import prompt_to_parts
 from ragblame.records import Trace
 from ragblame.trace_json import clean_to_json
 
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 QUEUE: Final = "attribution"
 TASK: Final = "attribute"
 
-# Texts in binary (%b): an array of them would otherwise be quoted and escaped on both sides.
+# Texts in binary (%b): an array of them would otherwise be quoted and escaped on both sides. A database that
+# cannot put a prompt's parts together yet refuses the statement, so that no reader meets them.
 _INSERT: Final = """
 WITH given AS (
     SELECT * FROM json_to_recordset(%s::json) AS t(id uuid, app text, question text, query text, prompt jsonb,
         answer text, generated text, model text, provider text, status text, error text,
         started_at timestamptz, duration_ms double precision, session_id text, root_run_id uuid, origin text,
         partial_tree boolean, tags text[], metadata jsonb, truncated jsonb)
+    WHERE 'ragblame.whole_prompt(uuid, jsonb)'::regprocedure IS NOT NULL
 ), fresh AS (
     INSERT INTO ragblame.trace (id, app, question, query, prompt, answer, generated, model, provider, status,
         error, started_at, duration_ms, session_id, root_run_id, origin, partial_tree, tags, metadata,
@@ -45,18 +48,24 @@ WITH given AS (
 _COUNT: Final = _INSERT + " SELECT count(*) FROM fresh"
 # procrastinate's own function, called as text: a capturing process never imports procrastinate (0.4 s).
 # Fields: queue, task, priority, lock, queueing_lock, args, scheduled_at. tests/test_traces.py pins the name.
-_COUNT_AND_DEFER: Final = f"""{_INSERT}, locks AS (
+_DEFER: Final = f"""{_INSERT}, locks AS (
     SELECT id, '{TASK}-' || id AS name FROM fresh
 ), jobs AS (
     SELECT procrastinate_defer_jobs_v1(array_agg(
         ROW('{QUEUE}', '{TASK}', 0, NULL, name, jsonb_build_object('trace_id', id::text), NULL)
         ::procrastinate_job_to_defer_v1 ORDER BY id)) AS ids
-    FROM locks
-    WHERE NOT EXISTS (SELECT FROM procrastinate_jobs WHERE queueing_lock = name AND status = 'todo')
+    FROM locks {{condition}}
     HAVING count(*) > 0
 )
 SELECT (SELECT count(*) FROM fresh), (SELECT cardinality(ids) FROM jobs)
 """
+_COUNT_AND_DEFER: Final = _DEFER.format(condition="")
+# A new trace has no job, so nobody looks first: PostgreSQL's plan for that, made while the queue was short,
+# would read every waiting job for every batch. Only after a refusal is it worth that.
+_COUNT_AND_DEFER_MISSING: Final = _DEFER.format(
+    condition="WHERE NOT EXISTS "
+    "(SELECT FROM procrastinate_jobs WHERE queueing_lock = name AND status = 'todo')"
+)
 
 
 def insert_new(
@@ -64,12 +73,14 @@ def insert_new(
     traces: Sequence[Trace],
     *,
     enqueue: bool,
+    looks_for_jobs: bool = False,
     between: Callable[[], object],
 ) -> int:
     """Insert those of the cleaned ``traces`` that are not stored, in one statement; returns how many.
 
     ``between`` is called between two traces while their rows are made. Raises whatever psycopg raises;
-    ``UniqueViolation`` when another process defers one of the jobs meanwhile.
+    ``UniqueViolation`` when a job of one of them waits already: with ``looks_for_jobs``, only when another
+    process defers it meanwhile.
     """
     from psycopg.rows import tuple_row
 
@@ -81,6 +92,7 @@ def insert_new(
     for trace in wanted.values():
         row = clean_to_json(trace)
         entries: Any = row.pop("chunks")
+        row["prompt"] = prompt_to_parts(trace.prompt, trace.chunks)
         for entry in entries:
             text = entry.pop("text")
             digest = digests.get(text)
@@ -97,7 +109,8 @@ def insert_new(
         [text for _, text in texts],
         json_bytes(chunks).decode(),
     )
+    insert = (_COUNT_AND_DEFER_MISSING if looks_for_jobs else _COUNT_AND_DEFER) if enqueue else _COUNT
     with conn.cursor(row_factory=tuple_row) as cursor:
-        counted = cursor.execute(_COUNT_AND_DEFER if enqueue else _COUNT, given).fetchone()
+        counted = cursor.execute(insert, given).fetchone()
     assert counted is not None
     return int(counted[0])

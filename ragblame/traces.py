@@ -37,8 +37,8 @@ __all__ = [
 _ATTEMPTS: Final = 3  # when another process is at the same traces or jobs meanwhile
 
 _READ_TRACE = """
-SELECT id, app, question, query, prompt, answer, generated, model, provider, status, error, started_at,
-    duration_ms, session_id, root_run_id, origin, partial_tree, tags, metadata, truncated
+SELECT id, app, question, query, ragblame.whole_prompt(id, prompt), answer, generated, model, provider,
+    status, error, started_at, duration_ms, session_id, root_run_id, origin, partial_tree, tags, metadata, truncated
 FROM ragblame.trace WHERE id = %s
 """
 _READ_CHUNKS = """
@@ -165,16 +165,20 @@ def _insert_once(
     from psycopg.errors import SerializationFailure, UniqueViolation
     from psycopg.pq import TransactionStatus
 
+    looks_for_jobs = False
     for _ in range(_ATTEMPTS):
         try:
             with _undone_on_failure(conn):
-                return insert_new(conn, traces, enqueue=enqueue, between=between)
+                return insert_new(
+                    conn, traces, enqueue=enqueue, looks_for_jobs=looks_for_jobs, between=between
+                )
         except SerializationFailure:
             if conn.info.transaction_status != TransactionStatus.IDLE:
                 break  # the caller's snapshot is older than the other writer's rows, and stays so
         except UniqueViolation as error:
             if (error.diag.table_name or "").startswith("trace_chunk"):
                 raise  # rows without their trace: looking again would not help
+            looks_for_jobs = True
     raise DatabaseError(
         "another writer stores the same traces in a transaction we cannot see: write them again later"
     )

@@ -22,6 +22,7 @@ ALL = (
     "0005_capture_hosts.sql",
     "0006_corpus_evidence.sql",
     "0007_provenance.sql",
+    "0008_prompt_parts.sql",
 )
 
 

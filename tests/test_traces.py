@@ -326,6 +326,33 @@ def test_a_job_deferred_at_the_same_moment_does_not_fail_the_batch(database_url:
         assert count(first, "trace") == count(first, "procrastinate_jobs") == 1
 
 
+def test_waiting_jobs_are_not_read_for_every_batch(connection: psycopg.Connection[Any]) -> None:
+    """What a batch reads of the queue does not grow with the queue, whatever the planner believes."""
+
+    def rows_read() -> int:
+        connection.execute("SELECT pg_stat_force_next_flush()")
+        connection.commit()
+        row = connection.execute(
+            "SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0) FROM pg_stat_user_tables "
+            "WHERE relname = 'procrastinate_jobs'"
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def write(batches: int) -> None:
+        for _ in range(batches):
+            write_traces(connection, [make_trace(chunks=())])
+
+    write(20)  # the statement is prepared while the queue is short
+    connection.execute(
+        "SELECT procrastinate_defer_jobs_v1(array_agg(ROW('other', 'other', 0, NULL, 'other-' || n, '{}', "
+        "NULL)::procrastinate_job_to_defer_v1)) FROM generate_series(1, 500) AS n"
+    )
+    before = rows_read()
+    write(20)
+    assert rows_read() - before <= 100
+
+
 def test_procrastinates_function_is_the_one_we_call(connection: psycopg.Connection[Any]) -> None:
     """A procrastinate that renames or reshapes its defer function fails here, not in production."""
     procrastinate_schema = files("procrastinate.sql").joinpath("schema.sql").read_text("utf-8")

@@ -58,7 +58,8 @@ SELECT v.trace_id, v.span, v.verdict, v.cause, v.basis, v.severity, v.confidence
        (SELECT array_agg(h.value ORDER BY h.position) FROM ragblame.share h
         WHERE h.trace_id = v.trace_id AND h.method = 'shapley'
           AND h.span = coalesce((v.premises ->> 'measured_at')::int, v.span)),
-       CASE WHEN v.premises ?| ARRAY['copied_from', 'told_by'] THEN t.prompt END
+       CASE WHEN v.premises ?| ARRAY['copied_from', 'told_by']
+            THEN ragblame.whole_prompt(t.id, t.prompt) END
 FROM ragblame.verdict v
 JOIN ragblame.answer_span s ON s.trace_id = v.trace_id AND s.span = v.span
 JOIN ragblame.trace t ON t.id = v.trace_id
