@@ -80,10 +80,10 @@ def ragblame() -> Cut:
     from ragblame.plugin.handler import BlameHandler
     from ragblame.plugin.recorder import flush
     from ragblame.plugin.spool_files import encode
-    from ragblame.traces import trace_to_json
+    from ragblame.trace_json import clean_to_json
 
     taken = Sink("trace")
-    handler = BlameHandler(app="benchmark", sink=lambda trace: taken.take(encode(trace_to_json(trace)), 1))
+    handler = BlameHandler(app="benchmark", sink=lambda trace: taken.take(encode(clean_to_json(trace)), 1))
     return Cut(
         sink="a sink that makes the spool's record and drops it",
         taken=taken,

@@ -4,22 +4,25 @@ It runs in the writer's thread, so that comparing megabytes of text never costs 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from ragblame.json_values import clean_identity
 from ragblame.plugin.answer import choose_model_run
 from ragblame.plugin.answer_map import map_answer
 from ragblame.plugin.breathing import breathe
 from ragblame.plugin.counters import counters
-from ragblame.plugin.passages import Passage, make_chunk
+from ragblame.plugin.known_chunks import known_chunks
+from ragblame.plugin.passages import Passage
 from ragblame.plugin.redaction import Redactor
 from ragblame.plugin.run_tree import ModelRun, RunTree, Search
 from ragblame.plugin.sampling import reason_to_keep
 from ragblame.plugin.search_order import ordered_searches
 from ragblame.records import Chunk, Json, Message, Trace, TraceStatus
+from ragblame.trace_json import MAX_TABLE_BYTES, clean_trace
 
 _MAX_NOTED: Final = 10  # model runs and searches that the notes list
 _MAX_NOTE: Final = 500  # code points of a query or an error in the notes
@@ -52,6 +55,7 @@ def assemble(tree: RunTree, limits: Limits) -> Trace | None:
 
     Recorded is what a model answered (or failed to) and that either saw retrieved chunks or ran under a
     handler given to that very call; with such a handler also an answer that no model of LangChain's wrote.
+    The trace is clean (``clean_trace``) and redacted.
     """
     runs = list(tree.models.values())
     searches = ordered_searches(tree)
@@ -80,16 +84,20 @@ def assemble(tree: RunTree, limits: Limits) -> Trace | None:
         truncated["chunks"] = true_count
     if chosen is not None and chosen.messages > len(chosen.prompt):
         truncated["prompt"] = chosen.messages
+    asked = cut("question", question)
+    searched = cut("query", query) if query is not None and query != question else None
+    prompt = tuple(
+        _cut_message(message, cut(f"prompt[{index}]", message.text))
+        for index, message in enumerate(chosen.prompt if chosen else ())
+    )
+    chunks, quiet = _chunks(found[: limits.max_chunks], cut)
     whole = Trace(
         id=tree.trace_id,
         app=tree.app or limits.app,
-        question=cut("question", question),
-        query=cut("query", query) if query is not None and query != question else None,
-        prompt=tuple(
-            Message(role=message.role, text=cut(f"prompt[{index}]", message.text))
-            for index, message in enumerate(chosen.prompt if chosen else ())
-        ),
-        chunks=tuple(_chunks(found[: limits.max_chunks], cut)),
+        question=asked,
+        query=searched,
+        prompt=prompt,
+        chunks=chunks,
         answer=shown,
         generated=said,
         model=chosen.model if chosen else None,
@@ -105,7 +113,9 @@ def assemble(tree: RunTree, limits: Limits) -> Trace | None:
         metadata={**tree.metadata, "ragblame": notes},
         truncated=truncated,
     )
-    return limits.redactor.redact(whole, between=breathe)  # from here on it may be queued, spooled, stored
+    clean = clean_trace(whole, has_clean_chunks=True)
+    redacted = limits.redactor.redact(clean, quiet=quiet, between=breathe)
+    return clean if redacted is clean else clean_trace(redacted)  # from here on it may be spooled and stored
 
 
 def _is_answered_question(tree: RunTree, found: Sequence[_Found], chosen: ModelRun | None) -> bool:
@@ -135,16 +145,34 @@ def _found(tree: RunTree, searches: Sequence[Search]) -> tuple[list[_Found], int
     return [_Found(passage, rank, None, tree.table) for rank, passage in enumerate(passed, 1)], len(passed)
 
 
-def _chunks(found: Sequence[_Found], cut: "_Cutter") -> Iterator[Chunk]:
-    for position, entry in enumerate(found):
-        yield make_chunk(
-            entry.passage,
-            position=position,
-            rank=entry.rank,
-            run_id=entry.run_id,
-            table=entry.table,
-            limit=cut.room(len(entry.passage.text)),
+def _cut_message(message: Message, text: str) -> Message:
+    return message if text is message.text else Message(role=message.role, text=text)
+
+
+def _chunks(found: Sequence[_Found], cut: "_Cutter") -> tuple[tuple[Chunk, ...], set[int]]:
+    """The clean chunks, and the positions of those in which redaction need not look."""
+    chunks, quiet = [], set()
+    for position, (passage, rank, run_id, table) in enumerate(found):
+        known, is_quiet = known_chunks.look_up(passage, cut.room(len(passage.text)))
+        if is_quiet:
+            quiet.add(position)
+        if table is not None:
+            table = clean_identity(table, MAX_TABLE_BYTES)
+        chunks.append(
+            Chunk(
+                position=position,
+                text=known.text,
+                source_id=known.source_id,
+                source_table=known.source_table or table,
+                rank=rank,
+                score=known.score,
+                score_name=known.score_name,
+                retriever_run=run_id,
+                metadata=dict(known.metadata),  # whoever takes the trace may do with it as he likes
+                truncated_from=known.truncated_from,
+            )
         )
+    return tuple(chunks), quiet
 
 
 def _answer(tree: RunTree, chosen: ModelRun | None) -> tuple[str, str | None]:

@@ -47,8 +47,13 @@ def start(
 
     ``source`` is what the run was called with.
     """
-    parent_id = event.get("parent_run_id") or enclosing_run(source)
-    tree, is_news = open_runs.start(run_id, parent_id, source)
+    parent_id = event.get("parent_run_id")
+    if parent_id is not None:
+        tree = open_runs.join(run_id.int, parent_id.int, handler)
+        if tree is not None:
+            _note_step(tree, run_id.int, event.get("tags"))
+            return tree
+    tree, is_news = open_runs.start(run_id, parent_id or enclosing_run(source), source)
     if tree is None:
         return None
     if tree.heard_by is not handler:
@@ -57,15 +62,7 @@ def start(
         return None
     tags = event.get("tags")
     if run_id.int != tree.root:
-        if tags and (branch := branch_of(tags)) is not None:
-            tree.branches[run_id.int] = branch
-        if tree.session_id is None and not tree.is_session_sought:
-            tree.is_session_sought = True
-            tree.session_id = tried(
-                payloads.session_in, running_config().get("configurable"), otherwise=_NO_TEXT
-            )
-        if not len(tree.parents) % _LOOKS_EVERY:
-            give_up_overdue(tree)
+        _note_step(tree, run_id.int, tags)
         return tree
     give_up_overdue(tree)
     tree.is_fallback = event.get("name") == "RunnableWithFallbacks"
@@ -81,6 +78,16 @@ def start(
             payloads.read_metadata, event["metadata"], otherwise=unreadable
         )
     return tree
+
+
+def _note_step(tree: RunTree, run: int, tags: Any) -> None:
+    if tags and (branch := branch_of(tags)) is not None:
+        tree.branches[run] = branch
+    if tree.session_id is None and not tree.is_session_sought:
+        tree.is_session_sought = True
+        tree.session_id = tried(payloads.session_in, running_config().get("configurable"), otherwise=_NO_TEXT)
+    if not len(tree.parents) % _LOOKS_EVERY:
+        give_up_overdue(tree)
 
 
 def give_up_overdue(tree: RunTree) -> None:

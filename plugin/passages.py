@@ -8,7 +8,6 @@ writer's thread, from the copy: a later step that edits a document does not chan
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
-from uuid import UUID
 
 from ragblame.json_values import clean_json
 from ragblame.plugin.counters import counters
@@ -24,6 +23,7 @@ TABLE_KEY: Final = "source_table"  # in a document's or a retriever's metadata: 
 
 # Tuples, because a union in a test is made anew at every event.
 _LISTS: Final = (list, tuple)
+_MAPPINGS: Final = (dict, Mapping)  # the first is quickly told
 _NUMBERS: Final = (int, float)
 _NO_NUMBERS: Final = (bool, str)
 _FLAT: Final = frozenset({str, int, float, bool, type(None)})  # immutable: a copy of the dictionary is enough
@@ -36,6 +36,7 @@ class Passage(NamedTuple):
     identity: str | None  # Document.id
     paired: float | None  # score of a (document, score) pair
     metadata: Mapping[Any, Any]
+    is_flat: bool = True  # the metadata's values are plain
 
 
 def documents_in(value: Any) -> Sequence[Any]:
@@ -45,7 +46,7 @@ def documents_in(value: Any) -> Sequence[Any]:
     """
     if isinstance(value, _LISTS):
         return value if any(_document_of(entry) for entry in value[:_MAX_PROBED]) else ()
-    if isinstance(value, Mapping):
+    if isinstance(value, _MAPPINGS):
         for entry in islice(value.values(), _MAX_SCANNED):
             if isinstance(entry, list) and documents_in(entry):
                 return entry
@@ -71,11 +72,10 @@ def read_passages(documents: Sequence[Any]) -> tuple[tuple[Passage, ...], int]:
 def _read(document: Any, paired: Any) -> Passage:
     metadata: Any = getattr(document, "metadata", None)
     kept: Mapping[Any, Any] = {}
-    if metadata and isinstance(metadata, Mapping):
-        if type(metadata) is dict and _FLAT.issuperset(map(type, metadata.values())):
-            kept = metadata.copy()
-        else:
-            kept = _copy(metadata)
+    is_flat = True
+    if metadata and isinstance(metadata, _MAPPINGS):
+        is_flat = type(metadata) is dict and _FLAT.issuperset(map(type, metadata.values()))
+        kept = dict(metadata) if is_flat else _copy(metadata)
     identity = getattr(document, "id", None)
     if not (identity is None or isinstance(identity, str)):
         identity = str(identity)
@@ -84,6 +84,7 @@ def _read(document: Any, paired: Any) -> Passage:
         identity,
         float(paired) if paired is not None and _is_number(paired) else None,
         kept,
+        is_flat,
     )
 
 
@@ -103,30 +104,26 @@ def _document_of(entry: Any) -> tuple[Any, Any] | None:
     return (entry, score) if isinstance(getattr(entry, "page_content", None), str) else None
 
 
-def make_chunk(
-    passage: Passage, *, position: int, rank: int, run_id: UUID | None, table: str | None, limit: int
-) -> Chunk:
-    """The record of a passage: ``rank`` counts from 1 within its search; text is cut at ``limit``."""
+def make_chunk(passage: Passage, limit: int) -> Chunk:
+    """The record of a passage, at no position of any search yet; text is cut at ``limit``."""
     metadata: dict[str, Json] = {}
-    identity, score_name, score = passage.identity, None, None
+    identity, table, score_name, score = passage.identity, None, None, None
     if passage.metadata:
         cleaned = clean_json(passage.metadata)
         metadata = cleaned if isinstance(cleaned, dict) else {}
-        table = text_of(metadata, (TABLE_KEY,)) or table
+        table = text_of(metadata, (TABLE_KEY,))
         identity = identity or _identity_in(metadata)
         score_name, score = _score_of(passage.metadata)
     if passage.paired is not None:
         score_name, score = "score", passage.paired
     text = str.__str__(passage.text)  # a subclass may carry behaviour; its characters are all we want
     return Chunk(
-        position=position,
+        position=0,
         text=text[:limit],
         source_id=str.__str__(identity) if identity else None,
         source_table=table,
-        rank=rank,
         score=score,
         score_name=score_name,
-        retriever_run=run_id,
         metadata=metadata,
         truncated_from=len(text) if len(text) > limit else None,
     )
@@ -134,7 +131,7 @@ def make_chunk(
 
 def text_of(mapping: Any, keys: Iterable[str]) -> str | None:
     """The first of these entries that is a text with something in it."""
-    if not isinstance(mapping, Mapping):
+    if not isinstance(mapping, _MAPPINGS):
         return None
     for key in keys:
         entry = mapping.get(key)

@@ -6,7 +6,7 @@ where a rule or the host's own function fails, the whole text is masked, and cou
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ragblame.plugin import personal_rules, secret_rules
 from ragblame.plugin.counters import counters
 from ragblame.plugin.masks import Masks, OwnRule, Rule
+from ragblame.prompt_parts import chunk_places
 from ragblame.records import MASK, Chunk, Json, Message, Trace
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ HINTS: Final[dict[str, Callable[[str], bool]]] = {
 }
 # What these find is a secret because of the words around it, so it is looked for wherever else it stands.
 _BY_CONTEXT: Final = frozenset({"password in a URL", "named secret", "password"})
+FARTHEST: Final = 64  # code points that a hint looks at together, at most; secret_rules' longest is 49
 _SECRET_KEY: Final = re.compile(
     r"passw|passphrase|pwd|secret|credential|api[_\-. ]?key|private[_\-. ]?key|access[_\-. ]?key"
     r"|(?:access|auth|session|refresh|bearer|id)[_\-. ]?token|^token$|authorization|cookie"
@@ -92,18 +94,27 @@ class Redactor:
             metadata_keys=None if keys is None else frozenset(keys),
         )
 
-    def redact(self, trace: Trace, between: Callable[[], None] = lambda: None) -> Trace:
+    def redact(
+        self,
+        trace: Trace,
+        *,
+        quiet: Collection[int] = (),
+        between: Callable[[], None] = lambda: None,
+    ) -> Trace:
         """The trace without what the rules find, offsets as they were, and a note of how much that was.
 
-        ``between`` is called between two texts: a busy background thread steps aside there.
+        ``quiet`` are positions of chunks for which ``is_quiet`` was said. ``between`` is called between two
+        texts: a busy background thread steps aside there.
         """
         own = (*self.own, *_registered)
         if self.metadata_keys is not None:
             trace = _with_metadata(trace, self.metadata_keys)
         if not (self.secrets or self.personal or own):
             return trace
+        if quiet and not (self.personal or own) and _is_quiet_elsewhere(trace, quiet):
+            return trace
         rules = {**(SECRET_RULES if self.secrets else {}), **(PERSONAL_RULES if self.personal else {})}
-        texts = _texts(trace)
+        texts = _texts(trace, trace.chunks, [message.text for message in trace.prompt])
         if sum(map(len, texts)) <= _AT_ONCE:
             everything = "\n".join(texts)
             rules = {name: rule for name, rule in rules.items() if _may_find(name, everything)}
@@ -114,9 +125,41 @@ class Redactor:
                 masks.look(text, is_cut)
                 between()
             masks.spread()
-        if not (masks.finds_anything or (self.secrets and _names_a_secret(trace))):
+        if not (masks.finds_anything or (self.secrets and _names_a_secret(trace, trace.chunks))):
             return trace  # nothing to hide, as nearly always: no record is made anew
         return _masked(trace, masks, hides_keys=self.secrets)
+
+
+def is_quiet(chunk: Chunk) -> bool:
+    """Whether the rules for credentials cannot find anything in a chunk, whatever stands around it."""
+    texts = dict.fromkeys((chunk.text, chunk.source_id or ""), False)
+    _add_strings(texts, chunk.metadata)
+    everything = "\n".join(texts)
+    return not (_has_secret_key(chunk.metadata) or any(_may_find(name, everything) for name in HINTS))
+
+
+def _is_quiet_elsewhere(trace: Trace, quiet: Collection[int]) -> bool:
+    """As ``is_quiet``, of a whole trace some of whose chunks are.
+
+    Most of a prompt are its chunks. Of a quiet one only the ends count there: no hint reaches further.
+    """
+    known = [chunk for chunk in trace.chunks if chunk.position in quiet]
+    others = [chunk for chunk in trace.chunks if chunk.position not in quiet]
+    texts = _texts(trace, others, prompt=[_but_inside(message.text, known) for message in trace.prompt])
+    if any(texts.values()):
+        return False
+    everything = "\n".join(texts)
+    return not (_names_a_secret(trace, others) or any(_may_find(name, everything) for name in HINTS))
+
+
+def _but_inside(text: str, chunks: Sequence[Chunk]) -> str:
+    """The text without what is farther than ``FARTHEST`` from both ends of a chunk that stands in it."""
+    parts, at = [], 0
+    for start, end, _ in chunk_places(text, chunks):
+        if end - start > 2 * FARTHEST:
+            parts.append(text[at : start + FARTHEST])
+            at = end - FARTHEST
+    return "\n".join((*parts, text[at:])) if parts else text
 
 
 def _may_find(name: str, everything: str) -> bool:
@@ -151,16 +194,16 @@ def _nothing_passes(text: str) -> str:
 # The texts of a trace ------------------------------------------------------------
 
 
-def _texts(trace: Trace) -> dict[str, bool]:
-    """Every text of a trace that is redacted, in order, and whether its end was cut off anywhere."""
+def _texts(trace: Trace, chunks: Sequence[Chunk], prompt: Sequence[str]) -> dict[str, bool]:
+    """Every text of these that is redacted, in order, and whether its end was cut off anywhere."""
     cut = trace.truncated
     texts: dict[str, bool] = {}
     for name in ("question", "query", "answer", "generated", "error"):
         if text := getattr(trace, name):
             _add(texts, text, name in cut or (name == "error" and len(text) >= _CUT_ERROR))
-    for index, message in enumerate(trace.prompt):
-        _add(texts, message.text, f"prompt[{index}]" in cut)
-    for chunk in trace.chunks:
+    for index, text in enumerate(prompt):
+        _add(texts, text, f"prompt[{index}]" in cut)
+    for chunk in chunks:
         _add(texts, chunk.text, chunk.truncated_from is not None and chunk.truncated_from > len(chunk.text))
         if chunk.source_id:
             _add(texts, chunk.source_id, False)
@@ -201,9 +244,9 @@ def _add_strings(texts: dict[str, bool], value: Any) -> None:
             _add_strings(texts, entry)
 
 
-def _names_a_secret(trace: Trace) -> bool:
-    """Whether a key of the metadata asks for its value to be hidden."""
-    return _has_secret_key(trace.metadata) or any(_has_secret_key(chunk.metadata) for chunk in trace.chunks)
+def _names_a_secret(trace: Trace, chunks: Sequence[Chunk]) -> bool:
+    """Whether a key of the metadata, of a trace and ``chunks``, asks for its value to be hidden."""
+    return _has_secret_key(trace.metadata) or any(_has_secret_key(chunk.metadata) for chunk in chunks)
 
 
 def _has_secret_key(value: Any) -> bool:

@@ -187,6 +187,20 @@ class OpenRuns:
     def __len__(self) -> int:
         return len(self._roots)
 
+    def join(self, run: int, parent: int, handler: object) -> RunTree | None:
+        """Enter a step of a tree that ``handler`` told of last; None: it is none, or ``start`` has to see.
+
+        Nearly every event is of this kind.
+        """
+        tree = self._trees.get(parent)
+        if tree is None or tree.ended is not None or tree.heard_by is not handler or run in self._trees:
+            return None
+        tree.last_event = time.monotonic()
+        tree.parents[run] = parent
+        self._trees[run] = tree
+        self._runs += 1
+        return tree
+
     def start(self, run_id: UUID, parent_id: UUID | None, source: object) -> tuple[RunTree | None, bool]:
         """Enter a run; returns its tree and whether this is news. ``source`` is what the run was called with.
 

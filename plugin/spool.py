@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ragblame.errors import RagblameError
 from ragblame.plugin import spool_files
 from ragblame.plugin.breathing import breathe
 from ragblame.plugin.spool_files import MAGIC
 from ragblame.plugin.spool_replay import FileReplay
 from ragblame.plugin.spool_state import add_totals, inspect_spool
 from ragblame.records import Trace
-from ragblame.traces import clean_text, trace_to_json
+from ragblame.trace_json import clean_to_json
+from ragblame.traces import clean_text
 
 __all__ = ["Spool", "inspect_spool"]
 
@@ -46,16 +46,13 @@ class Spool:
         self._has_files = False
 
     def append(self, traces: Sequence[Trace]) -> Sequence[Trace]:
-        """Keep traces on disk; returns those that found room. Raises ``OSError`` for an unusable folder."""
+        """Keep clean traces on disk; returns those that found room. Raises ``OSError`` where it cannot."""
         with self.lock:
             room = self.max_bytes - self._used()
             records, kept = [], []
             for trace in traces:
                 breathe()
-                try:
-                    record = spool_files.encode(trace_to_json(trace))
-                except RagblameError:
-                    continue  # it could not be stored later either
+                record = spool_files.encode(clean_to_json(trace))
                 if len(record) + len(MAGIC) > room:
                     break
                 room -= len(record)
@@ -66,13 +63,9 @@ class Spool:
             return kept
 
     def refuse(self, trace: Trace, reason: str) -> None:
-        """Keep a trace that PostgreSQL will never take, out of the way of the others, with the reason."""
+        """Keep a clean trace that PostgreSQL will never take, and why, out of the way of the others."""
         with self.lock:
-            try:
-                value = trace_to_json(trace)
-            except RagblameError:
-                value = {"id": str(trace.id), "question": clean_text(trace.question)}
-            record = spool_files.encode({"refused": clean_text(reason), "trace": value})
+            record = spool_files.encode({"refused": clean_text(reason), "trace": clean_to_json(trace)})
             if len(record) + len(MAGIC) <= self.max_bytes - self._used():
                 self._write(record, suffix=".refused")
 

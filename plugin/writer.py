@@ -24,7 +24,7 @@ from ragblame.plugin.redaction import Redactor
 from ragblame.plugin.spool import Spool
 from ragblame.records import Trace
 from ragblame.settings import Settings, default_data_dir
-from ragblame.traces import write_traces
+from ragblame.traces import write_clean_traces
 
 IDLE_SECONDS: Final = 30.0  # after which the connection is given back
 FIRST_REST: Final = 1.0  # seconds without an attempt after a failure; doubles
@@ -201,7 +201,7 @@ class Writer:
             conn.patience = patience
             self._used = time.monotonic()
             try:
-                return write_traces(conn, traces, between=breathe)
+                return write_clean_traces(conn, traces, between=breathe)
             except (DatabaseError, psycopg.Error) as error:
                 self.disconnect()
                 # A connection that stood open may have died with a restarted server: once more, afresh.

@@ -1,16 +1,20 @@
 """A prompt without the chunks it repeats: what PostgreSQL keeps of it, since it keeps the chunks anyway.
 
-Retrieved chunks are most of a prompt. Each place where one stands word for word becomes its position; the
-SQL function ``ragblame.whole_prompt`` puts the texts back.
+Retrieved chunks are most of a prompt. A place where one stands word for word becomes its position; the SQL
+function ``ragblame.whole_prompt`` puts the texts back.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from ragblame.records import Chunk, Json, Message
 
+Place: TypeAlias = tuple[int, int, int]  # [start, end) in code points, position of the chunk
+
 _SHORTEST: Final = 64  # code points of a chunk worth a reference
-_MOST_LOOKED_AT: Final = 50_000_000  # code points, all chunks together: a few milliseconds of searching
+_HEAD: Final = 24  # of a chunk, looked for first: long texts are prepared for a search, which costs more
+_HEADS_TRIED: Final = 50
+_MOST_LOOKED_AT: Final = 20_000_000  # code points, for all chunks together: a few milliseconds
 
 
 def prompt_to_parts(prompt: Sequence[Message], chunks: Sequence[Chunk]) -> list[Json]:
@@ -18,27 +22,54 @@ def prompt_to_parts(prompt: Sequence[Message], chunks: Sequence[Chunk]) -> list[
 
     A part is a text, or the position of the chunk whose whole text stands there.
     """
-    wanted = {chunk.text: chunk.position for chunk in reversed(chunks) if len(chunk.text) >= _SHORTEST}
-    if len(wanted) * sum(len(message.text) for message in prompt) > _MOST_LOOKED_AT:
-        wanted = {}
-    longest_first = sorted(wanted.items(), key=lambda item: -len(item[0]))  # a chunk may hold another
-    return [_to_parts(message, longest_first) for message in prompt]
+    return [_to_parts(message, chunk_places(message.text, chunks)) for message in prompt]
 
 
-def _to_parts(message: Message, chunks: Sequence[tuple[str, int]]) -> Json:
-    parts: list[Json] = [message.text]
-    for text, position in chunks:
-        if text not in message.text:
+def chunk_places(text: str, chunks: Sequence[Chunk]) -> list[Place]:
+    """Where whole chunks stand in a text: at most one place for each text, in order, not overlapping.
+
+    Short chunks are left out, and all of them where looking would take long.
+    """
+    if len(text) < _SHORTEST or len(text) * len(chunks) > _MOST_LOOKED_AT:
+        return []
+    places: list[Place] = []
+    end = 0
+    for chunk in chunks:
+        wanted = chunk.text
+        if not _SHORTEST <= len(wanted) <= len(text):
             continue
-        split: list[Json] = []
-        for part in parts:
-            if not isinstance(part, str) or len(part) < len(text):
-                split.append(part)
-                continue
-            for piece in part.split(text):
-                split += (piece, position)
-            split.pop()
-        parts = split
-    if len(parts) == 1:
+        start = _find(text, wanted, end)  # prompts show chunks in the order they were found
+        if start < 0 and end:
+            start = _find(text, wanted, 0)
+        if start >= 0:
+            end = start + len(wanted)
+            places.append((start, end, chunk.position))
+    places.sort()
+    return [
+        place for before, place in zip([(0, 0, 0), *places], places, strict=False) if place[0] >= before[1]
+    ]
+
+
+def _find(text: str, wanted: str, start: int) -> int:
+    head = wanted[:_HEAD]
+    for _ in range(_HEADS_TRIED):
+        at = text.find(head, start)
+        if at < 0 or text.startswith(wanted, at):
+            return at
+        start = at + 1
+    return text.find(wanted, start)
+
+
+def _to_parts(message: Message, places: Sequence[Place]) -> Json:
+    if not places:
         return {"role": message.role, "text": message.text}
-    return {"role": message.role, "parts": [part for part in parts if part != ""]}
+    parts: list[Json] = []
+    at = 0
+    for start, end, position in places:
+        if start > at:
+            parts.append(message.text[at:start])
+        parts.append(position)
+        at = end
+    if at < len(message.text):
+        parts.append(message.text[at:])
+    return {"role": message.role, "parts": parts}

@@ -69,7 +69,7 @@ class Settings(BaseSettings):
     probe_freshness: bool = False  # also whether a newer row contradicts a supported value
 
     capture_max_field: Annotated[int, Field(ge=1_000)] = 1_000_000  # code points kept of any one text
-    capture_max_chunks: Annotated[int, Field(ge=1)] = 200  # chunks kept of one trace
+    capture_max_chunks: Annotated[int, Field(ge=1, le=32_768)] = 200  # chunks kept of one trace
     capture_sample_rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # share of the answers recorded
     capture_metadata_keys: tuple[str, ...] | None = None  # the host's metadata that is kept; None: all
     redact_secrets: bool = True  # passwords, keys, tokens

@@ -7,6 +7,7 @@ that would feed the triage queue with itself.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Final
 
 _suppressed: ContextVar[bool] = ContextVar("ragblame_suppressed", default=False)
 
@@ -21,6 +22,4 @@ def suppress_capture() -> Iterator[None]:
         _suppressed.reset(token)
 
 
-def is_suppressed() -> bool:
-    """Whether the current context runs inside ``suppress_capture``."""
-    return _suppressed.get()
+is_suppressed: Final = _suppressed.get  # whether the current context runs inside ``suppress_capture``

@@ -1,7 +1,7 @@
 """A Trace as clean, bounded, plain JSON: what the spool keeps, an export shows and PostgreSQL can store."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from operator import is_
@@ -15,11 +15,26 @@ from ragblame.records import Chunk, Json, Message, Trace, TraceStatus
 JSON_SCHEMA: Final = 1  # number of the JSON form; a reader refuses what it does not know
 MAX_SMALLINT: Final = 32_767
 MAX_INTEGER: Final = 2_147_483_647
+MAX_TABLE_BYTES: Final = 500  # of a table's name
+_CLEANED: Final[tuple[tuple[str, Callable[[str], str]], ...]] = (
+    ("app", clean_identity),
+    ("question", clean_text),
+    ("query", clean_text),
+    ("answer", clean_text),
+    ("generated", clean_text),
+    ("model", clean_text),
+    ("provider", clean_text),
+    ("error", clean_text),
+    ("session_id", clean_identity),
+    ("origin", clean_identity),
+)
 
 
-def clean_trace(trace: Trace) -> Trace:
+def clean_trace(trace: Trace, *, has_clean_chunks: bool = False) -> Trace:
     """The trace as it can be stored: clean text, bounded JSON, finite numbers. Idempotent.
 
+    The trace itself when it is clean, as nearly all are. With ``has_clean_chunks`` its chunks stay as
+    they are: ``clean_chunk`` made them.
     Raises ``InputError`` when a chunk position is negative, above 32767 or used twice, or a time has no zone.
     """
     positions = [chunk.position for chunk in trace.chunks]
@@ -31,26 +46,31 @@ def clean_trace(trace: Trace) -> Trace:
         raise InputError(f"trace {trace.id}: two chunks share a position; number them 0, 1, 2, …")
     if trace.started_at.tzinfo is None:
         raise InputError(f"trace {trace.id}: started_at has no time zone; write 2025-01-31T12:00:00+00:00")
-    is_duration = math.isfinite(trace.duration_ms) and trace.duration_ms >= 0
-    return replace(
-        trace,
-        app=clean_identity(trace.app),
-        question=clean_text(trace.question),
-        query=_optional(trace.query),
-        chunks=tuple(_clean_chunk(chunk) for chunk in trace.chunks),
-        prompt=tuple(Message(role=clean_identity(m.role), text=clean_text(m.text)) for m in trace.prompt),
-        answer=clean_text(trace.answer),
-        generated=_optional(trace.generated),
-        model=_optional(trace.model),
-        provider=_optional(trace.provider),
-        error=_optional(trace.error),
-        duration_ms=float(trace.duration_ms) if is_duration else 0.0,
-        session_id=None if trace.session_id is None else clean_identity(trace.session_id),
-        origin=clean_identity(trace.origin),
-        tags=tuple(clean_text(tag) for tag in trace.tags),
-        metadata=_clean_object(trace.metadata),
-        truncated={clean_text(name): min(int(size), MAX_INTEGER) for name, size in trace.truncated.items()},
-    )
+    changes: dict[str, Any] = {}
+    for name, clean in _CLEANED:
+        given = getattr(trace, name)
+        if given is not None and (cleaned := clean(given)) is not given:
+            changes[name] = cleaned
+    prompt = tuple([_clean_message(message) for message in trace.prompt])
+    if not all(map(is_, prompt, trace.prompt)):
+        changes["prompt"] = prompt
+    tags = tuple([clean_text(tag) for tag in trace.tags])
+    if not all(map(is_, tags, trace.tags)):
+        changes["tags"] = tags
+    if not has_clean_chunks:
+        chunks = tuple([clean_chunk(chunk) for chunk in trace.chunks])
+        if not all(map(is_, chunks, trace.chunks)):
+            changes["chunks"] = chunks
+    if not is_clean(trace.metadata):
+        changes["metadata"] = _clean_object(trace.metadata)
+    if trace.truncated:
+        changes["truncated"] = {
+            clean_text(name): min(int(size), MAX_INTEGER) for name, size in trace.truncated.items()
+        }
+    if type(trace.duration_ms) is not float or not 0 <= trace.duration_ms < math.inf:
+        is_duration = math.isfinite(trace.duration_ms) and trace.duration_ms >= 0
+        changes["duration_ms"] = float(trace.duration_ms) if is_duration else 0.0
+    return replace(trace, **changes) if changes else trace
 
 
 def trace_to_json(trace: Trace) -> dict[str, Json]:
@@ -63,11 +83,18 @@ def clean_to_json(trace: Trace) -> dict[str, Json]:
     return {
         "schema": JSON_SCHEMA,
         "id": str(trace.id),
+        **clean_fields(trace),
+        "prompt": [{"role": message.role, "text": message.text} for message in trace.prompt],
+        "chunks": [{"text": chunk.text, **clean_chunk_fields(chunk)} for chunk in trace.chunks],
+    }
+
+
+def clean_fields(trace: Trace) -> dict[str, Json]:
+    """The fields of a clean trace but its id, prompt and chunks."""
+    return {
         "app": trace.app,
         "question": trace.question,
         "query": trace.query,
-        "chunks": [_chunk_to_json(chunk) for chunk in trace.chunks],
-        "prompt": [{"role": message.role, "text": message.text} for message in trace.prompt],
         "answer": trace.answer,
         "generated": trace.generated,
         "model": trace.model,
@@ -83,6 +110,21 @@ def clean_to_json(trace: Trace) -> dict[str, Json]:
         "tags": list(trace.tags),
         "metadata": dict(trace.metadata),
         "truncated": dict(trace.truncated),
+    }
+
+
+def clean_chunk_fields(chunk: Chunk) -> dict[str, Json]:
+    """The fields of a clean chunk but its text."""
+    return {
+        "position": chunk.position,
+        "source_id": chunk.source_id,
+        "source_table": chunk.source_table,
+        "rank": chunk.rank,
+        "score": chunk.score,
+        "score_name": chunk.score_name,
+        "retriever_run": None if chunk.retriever_run is None else str(chunk.retriever_run),
+        "metadata": dict(chunk.metadata),
+        "truncated_from": chunk.truncated_from,
     }
 
 
@@ -109,29 +151,14 @@ def trace_from_json(value: Mapping[str, Any]) -> Trace:
         raise InputError(f"not a trace: {detail}; write it with trace_to_json") from error
 
 
-def _chunk_to_json(chunk: Chunk) -> dict[str, Json]:
-    return {
-        "position": chunk.position,
-        "text": chunk.text,
-        "source_id": chunk.source_id,
-        "source_table": chunk.source_table,
-        "rank": chunk.rank,
-        "score": chunk.score,
-        "score_name": chunk.score_name,
-        "retriever_run": None if chunk.retriever_run is None else str(chunk.retriever_run),
-        "metadata": dict(chunk.metadata),
-        "truncated_from": chunk.truncated_from,
-    }
-
-
-def _clean_chunk(chunk: Chunk) -> Chunk:
-    """The chunk itself when it is clean, as nearly all are."""
+def clean_chunk(chunk: Chunk) -> Chunk:
+    """The chunk as it can be stored, at any position: itself when it is clean, as nearly all are."""
     rank, score, table = chunk.rank, chunk.score, chunk.source_table
     text, source_id = clean_text(chunk.text), chunk.source_id
     if source_id is not None:
         source_id = clean_identity(source_id)
     if table is not None:
-        table = clean_identity(table, 500)
+        table = clean_identity(table, MAX_TABLE_BYTES)
     if rank is not None and not 0 <= rank <= MAX_INTEGER:
         rank = None
     if score is not None and not math.isfinite(score):
@@ -156,6 +183,11 @@ def _clean_chunk(chunk: Chunk) -> Chunk:
         metadata=_clean_object(chunk.metadata),
         truncated_from=truncated,
     )
+
+
+def _clean_message(message: Message) -> Message:
+    role, text = clean_identity(message.role), clean_text(message.text)
+    return message if role is message.role and text is message.text else Message(role=role, text=text)
 
 
 def _clean_object(value: Mapping[str, Any]) -> dict[str, Json]:

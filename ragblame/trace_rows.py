@@ -6,22 +6,27 @@ do, and the server no more. The texts of chunks go along, each once, and only ne
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from ragblame.json_values import json_bytes
 from ragblame.prompt_parts import prompt_to_parts
 from ragblame.records import Trace
-from ragblame.trace_json import clean_to_json
+from ragblame.trace_json import clean_chunk_fields, clean_fields
 
 if TYPE_CHECKING:
     import psycopg
 
+_REMEMBERED: Final = 4_000  # code points of a text whose digest is
+
 QUEUE: Final = "attribution"
 TASK: Final = "attribute"
 
-# Texts in binary (%b): an array of them would otherwise be quoted and escaped on both sides. A database that
-# cannot put a prompt's parts together yet refuses the statement, so that no reader meets them.
+# Texts of chunks and their digests are one parameter each, split by the server: an array of them would be
+# quoted and escaped on both sides. A database that cannot put a prompt's parts together yet refuses the
+# statement, so that no reader meets them.
 _INSERT: Final = """
 WITH given AS (
     SELECT * FROM json_to_recordset(%s::json) AS t(id uuid, app text, question text, query text, prompt jsonb,
@@ -35,7 +40,8 @@ WITH given AS (
         truncated)
     SELECT * FROM given ON CONFLICT DO NOTHING RETURNING id
 ), texts AS (
-    INSERT INTO ragblame.chunk_text (sha256, text) SELECT * FROM unnest(%b::bytea[], %b::text[])
+    INSERT INTO ragblame.chunk_text (sha256, text) SELECT decode(digest, 'hex'), text
+    FROM unnest(string_to_array(%s, ','), (string_to_array(%s, %s))[2:]) AS t(digest, text)
     ON CONFLICT DO NOTHING
 ), chunks AS (
     INSERT INTO ragblame.trace_chunk (trace_id, position, sha256, source_table, source_id, rank, score,
@@ -68,6 +74,13 @@ _COUNT_AND_DEFER_MISSING: Final = _DEFER.format(
 )
 
 
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_digest: Final = lru_cache(maxsize=1_000)(_sha256)  # of popular chunks
+
+
 def insert_new(
     conn: "psycopg.Connection[Any]",
     traces: Sequence[Trace],
@@ -88,25 +101,30 @@ def insert_new(
     wanted = {trace.id: trace for trace in sorted(traces, key=lambda trace: trace.id)}
     rows: list[Any] = []
     chunks: list[Any] = []
-    digests: dict[str, bytes] = {}  # popular chunks come back within a batch: each goes once
+    digests: dict[str, str] = {}  # popular chunks come back within a batch: each goes once
     for trace in wanted.values():
-        row = clean_to_json(trace)
-        entries: Any = row.pop("chunks")
-        row["prompt"] = prompt_to_parts(trace.prompt, trace.chunks)
-        for entry in entries:
-            text = entry.pop("text")
+        trace_id = str(trace.id)
+        rows.append(
+            {
+                **clean_fields(trace),
+                "id": trace_id,
+                "prompt": prompt_to_parts(trace.prompt, trace.chunks),
+            }
+        )
+        for chunk in trace.chunks:
+            text = chunk.text
             digest = digests.get(text)
             if digest is None:
-                digest = digests[text] = hashlib.sha256(text.encode()).digest()
-            entry["trace_id"], entry["sha256"] = row["id"], f"\\x{digest.hex()}"
-        rows.append(row)
-        chunks += entries
+                digest = digests[text] = _digest(text) if len(text) <= _REMEMBERED else _sha256(text)
+            chunks.append({**clean_chunk_fields(chunk), "trace_id": trace_id, "sha256": f"\\x{digest}"})
         between()
     texts = sorted((digest, text) for text, digest in digests.items())
+    between_texts = os.urandom(16).hex()  # stands in none of them
     given = (
         json_bytes(rows).decode(),
-        [digest for digest, _ in texts],
-        [text for _, text in texts],
+        ",".join([digest for digest, _ in texts]),
+        between_texts.join(["", *(text for _, text in texts)]),
+        between_texts,
         json_bytes(chunks).decode(),
     )
     insert = (_COUNT_AND_DEFER_MISSING if looks_for_jobs else _COUNT_AND_DEFER) if enqueue else _COUNT

@@ -31,6 +31,7 @@ __all__ = [
     "read_trace",
     "trace_from_json",
     "trace_to_json",
+    "write_clean_traces",
     "write_traces",
 ]
 
@@ -38,7 +39,8 @@ _ATTEMPTS: Final = 3  # when another process is at the same traces or jobs meanw
 
 _READ_TRACE = """
 SELECT id, app, question, query, ragblame.whole_prompt(id, prompt), answer, generated, model, provider,
-    status, error, started_at, duration_ms, session_id, root_run_id, origin, partial_tree, tags, metadata, truncated
+    status, error, started_at, duration_ms, session_id, root_run_id, origin, partial_tree, tags, metadata,
+    truncated
 FROM ragblame.trace WHERE id = %s
 """
 _READ_CHUNKS = """
@@ -69,31 +71,34 @@ def new_trace_id(at: datetime | None = None) -> UUID:
     return UUID(int=(milliseconds << 80) | (0x7 << 76) | (fraction << 64) | (0b10 << 62) | random_bits)
 
 
-def write_traces(
+def write_traces(conn: "psycopg.Connection[Any]", traces: Sequence[Trace], *, enqueue: bool = True) -> int:
+    """Write traces, their chunks and, with ``enqueue``, one attribution job each; returns how many were new.
+
+    Everything happens in the caller's transaction (on an autocommit connection outside one: in a transaction
+    of its own). A trace whose id is stored already is left alone, chunks and job included.
+    Raises ``InputError`` for a trace that cannot be stored, ``DatabaseError`` when PostgreSQL fails or the
+    schema is not migrated. Afterwards the caller's transaction is as it was before the call.
+    """
+    return write_clean_traces(conn, [clean_trace(trace) for trace in traces], enqueue=enqueue)
+
+
+def write_clean_traces(
     conn: "psycopg.Connection[Any]",
     traces: Sequence[Trace],
     *,
     enqueue: bool = True,
     between: Callable[[], object] = lambda: None,
 ) -> int:
-    """Write traces, their chunks and, with ``enqueue``, one attribution job each; returns how many were new.
+    """As ``write_traces``, of traces that ``clean_trace`` made: a capturing host cleans each once.
 
-    ``between`` is called between two traces; a background thread lets others run there. Everything happens
-    in the caller's transaction (on an autocommit connection outside one: in a transaction of its own). A
-    trace whose id is stored already is left alone, chunks and job included.
-    Raises ``InputError`` for a trace that cannot be stored, ``DatabaseError`` when PostgreSQL fails or the
-    schema is not migrated. Afterwards the caller's transaction is as it was before the call.
+    ``between`` is called between two traces; a background thread lets others run there.
     """
     import psycopg
 
     if not traces:
         return 0
-    clean = []
-    for trace in traces:
-        clean.append(clean_trace(trace))
-        between()
     try:
-        return _insert_once(conn, clean, enqueue=enqueue, between=between)
+        return _insert_once(conn, traces, enqueue=enqueue, between=between)
     except _missing() as error:
         raise DatabaseError(_what_is_missing(conn, _first_line(error), enqueue=enqueue)) from error
     except (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded) as error:

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import psycopg
 import pytest
@@ -19,6 +20,21 @@ from ragblame import database, postgres, postgres_binaries, postgres_cluster, se
 
 # Durability is tested in test_postgres.py with a server of its own; everything else wants speed.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_wal_size": "512MB"}
+
+
+# Files of half a minute and more, the longest first: begun last, one keeps a process alone at the end.
+LONG: Final = (
+    "test_known_cause", "test_browser", "test_demo", "test_probe_limits", "test_postgres", "test_cli",
+    "test_capture_benchmarks", "test_capture_overhead", "test_worker", "test_pitfalls_reported",
+    "test_recorder", "test_ui_pages", "test_postgres_folders", "test_probe_safety", "test_probe",
+    "test_search", "test_eval_faults", "test_reads",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; all others stay in their order."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """A stored prompt repeats no chunk, and is read as it was sent."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 from ragblame.errors import DatabaseError
 from ragblame.prompt_parts import prompt_to_parts
 from ragblame.records import Chunk, Message, Trace
-from ragblame.traces import new_trace_id, read_trace, write_traces
+from ragblame.traces import clean_trace, new_trace_id, read_trace, write_traces
 
 TEXTS = [f"{number} the port of the Kestrel gateway is 2959, and it runs in Oslo" * 3 for number in range(3)]
 PROMPT = (
-    Message(role="system", text=f"Answer from:\n{TEXTS[2]}\n\n{TEXTS[0]}{TEXTS[0]}\nor say 2"),
+    Message(role="system", text=f"Answer from:\n{TEXTS[2]}\n\n{TEXTS[0]}\nor say 2"),
     Message(role="human", text="Which port? 0"),
     Message(role="ai", text=TEXTS[1]),
 )
@@ -66,6 +67,20 @@ def test_a_stored_prompt_repeats_no_chunk(connection: psycopg.Connection[Any]) -
     assert row is not None
     assert "Kestrel" not in row[0]
     assert row[1] == PROMPT[0].text
+
+
+def test_a_chunk_that_stands_twice_is_read_twice(connection: psycopg.Connection[Any]) -> None:
+    """Repeated, side by side and inside another chunk: the prompt comes back to the letter."""
+    chunks = tuple(
+        Chunk(position=at, text=text) for at, text in enumerate((TEXTS[0], TEXTS[0][3:], TEXTS[1]))
+    )
+    prompt = (
+        Message(role="system", text=TEXTS[0] * 2 + TEXTS[1] * 2 + "\0"),
+        Message(role="human", text=f"é{TEXTS[0][3:]}"),
+    )
+    trace = clean_trace(replace(make_trace(), chunks=chunks, prompt=prompt))
+    assert write_traces(connection, [trace]) == 1
+    assert read_trace(connection, trace.id).prompt == trace.prompt
 
 
 def test_a_database_that_cannot_join_parts_is_not_written_to(connection: psycopg.Connection[Any]) -> None:

@@ -38,14 +38,15 @@ def written(folder: Path, traces: Sequence[Trace]) -> Path:
 
 def test_replayed_whole_in_order_and_once(tmp_path: Path) -> None:
     """Every field comes back, oldest first, over several files; then nothing is left."""
-    traces = [make_trace(question=f"q{number}\0\ud800", metadata={"n": number}) for number in range(250)]
+    given = [make_trace(question=f"q{number}\0\ud800", metadata={"n": number}) for number in range(250)]
+    traces = [clean_trace(trace) for trace in given]
     for start in range(0, 250, 50):
         written(tmp_path, traces[start : start + 50])
         time.sleep(0.002)  # files are ordered by the millisecond of their making
     state = inspect_spool(tmp_path)
     assert (state.waiting, state.damaged, state.refused) == (250, 0, 0)
     assert state.oldest_seconds is not None
-    assert replayed(tmp_path) == [clean_trace(trace) for trace in traces]
+    assert replayed(tmp_path) == traces
     assert inspect_spool(tmp_path).waiting == 0
     assert replayed(tmp_path) == []
 
