@@ -349,6 +349,7 @@ class Premises:
     copied_from: tuple[PromptLine, ...] = ()  # lines of the prompt outside the chunks that say it
     told_by: tuple[PromptLine, ...] = ()  # lines that ask for an answer from memory
     miscited: tuple[int, ...] = ()  # chunks that the answer names as the source, and that do not say it
+    cites_none: tuple[int, ...] = ()  # numbers that the answer names as the source, and that no chunk has
     is_used: bool | None = None  # the row of the verdict table; None: not measured, or too close to tau
     used: tuple[int, ...] = ()  # chunks the model relied on, largest share first
 

@@ -53,7 +53,6 @@ def test_a_right_value_under_a_wrong_number_is_a_wrong_source() -> None:
     [
         "The warranty of the Orion pump is 36 months (passage 2).",
         "The warranty of the Orion pump is 36 months (passages 1 and 2).",
-        "The warranty of the Orion pump is 36 months (passage 7).",  # there is none: nothing to compare
         "The warranty of the Orion pump is 36 months.",
         "The warranty of the Orion pump is 36 months. Passage 1 names Norway.",
         "Passage 1:\n\n- The warranty of the Orion pump is 36 months.",  # below a heading much is added
@@ -62,6 +61,34 @@ def test_a_right_value_under_a_wrong_number_is_a_wrong_source() -> None:
 def test_what_is_cited_rightly_or_not_at_all_is_no_wrong_source(answer: str) -> None:
     """One of several cited chunks is enough, and a citation goes with its own sentence only."""
     assert verdict_on(explain(answer), "36 months").cause is None
+
+
+def test_a_passage_that_there_is_not_is_a_wrong_source() -> None:
+    """Three passages, and the answer cites the seventh; kept in the premises, traced and shown."""
+    explanation = explain("The warranty of the Orion pump is 36 months (passage 7).")
+    verdict = verdict_on(explanation, "36 months")
+    assert (verdict.verdict, verdict.cause) == (VerdictKind.GROUNDED, Cause.WRONG_SOURCE)
+    assert verdict.explanation == (
+        "Chunk 2 says “36 months”, but the answer cites 7: no chunk has that number. "
+        "Only the text was checked."
+    )
+    for premises in explanation.premises:
+        assert premises_from_json(premises.span, json.loads(premises_to_json(premises))) == premises
+    traced = trace_verdicts(explanation, {DEFAULT.version: DEFAULT}, {})
+    assert not any(one.problems for one in traced)
+    [wrong] = [one for one in traced if one.words == "36 months"]
+    assert wrong.cites_none == (7,)
+    facts = [fact for section in sections(wrong) for fact in section.facts]
+    assert ("Cited instead", "7: a number that no chunk has in the prompt") in facts
+
+
+def test_a_number_that_a_chunk_names_is_only_repeated() -> None:
+    """A footnote of the document itself, "[12]", is copied along: no citation of ours."""
+    chunks = (CHUNKS[0], "The warranty of the Orion pump is 36 months.[12]", CHUNKS[2])
+    prompt = "".join(f"[{number}] {text}\n" for number, text in enumerate(chunks, 1))
+    answer = "The warranty of the Orion pump is 36 months [12]."
+    explanation = Debugger.text_only().explain(question=QUESTION, chunks=chunks, answer=answer, prompt=prompt)
+    assert verdict_on(explanation, "36 months").cause is None
 
 
 def test_the_citation_itself_is_looked_for_in_no_chunk() -> None:

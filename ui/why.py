@@ -64,6 +64,9 @@ def _rule(found: Provenance) -> list[tuple[str, str]]:
         facts.append(("Also said by", ", ".join(f"chunk {at + 1}" for at in found.also_said_by)))
     if found.miscited:
         facts.append(("Cited instead", ", ".join(f"chunk {at + 1}" for at in found.miscited)))
+    if found.cites_none:
+        numbers = ", ".join(map(str, found.cites_none))
+        facts.append(("Cited instead", f"{numbers}: a number that no chunk has in the prompt"))
     facts.extend(("Corpus", _corpus(row)) for row in found.corpus)
     if found.support_model is None:
         facts.append(("Support model", "none: only rules read it"))

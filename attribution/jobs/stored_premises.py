@@ -30,7 +30,7 @@ def premises_from_json(span: int, record: Mapping[str, Any]) -> Premises:
     values |= {name: float(values[name]) for name in _NUMBERS & values.keys()}
     values["read_state"] = SupportState(values["read_state"])
     values["conflicts"] = tuple((position, other) for position, other in values.get("conflicts", ()))
-    for name in ("borrowed_from", "dropped", "miscited", "used"):
+    for name in ("borrowed_from", "dropped", "miscited", "cites_none", "used"):
         values[name] = tuple(values.get(name, ()))
     for name in ("copied_from", "told_by"):
         values[name] = tuple(PromptLine(**line) for line in values.get(name, ()))

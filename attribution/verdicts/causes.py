@@ -61,7 +61,8 @@ class _Case:
     @property
     def is_miscited(self) -> bool:
         """Said by a chunk, and not by any that the answer names as its source."""
-        return self.state is SupportState.ENTAILED and bool(self.finding.miscited)
+        cites_others = self.finding.miscited or self.finding.cites_none
+        return self.state is SupportState.ENTAILED and bool(cites_others)
 
     @property
     def may_be_used(self) -> bool:
@@ -219,6 +220,10 @@ def _sentence(case: _Case, cause: Cause | None) -> str:
             return (
                 f"The model says {said} without relying on the documents{_sure(case)}; {where} says {stated}."
             )
+        case Cause.WRONG_SOURCE if case.is_miscited and case.finding.cites_none:
+            numbers = " and ".join(map(str, case.finding.cites_none))
+            none = "no chunk has that number"
+            return f"{where.capitalize()} says {said}, but the answer cites {numbers}: {none}."
         case Cause.WRONG_SOURCE if case.is_miscited:
             cited = case.finding.miscited
             does = "does" if len(cited) == 1 else "do"

@@ -32,6 +32,7 @@ class Finding:
     copied_from: tuple[PromptLine, ...] = ()  # lines of the prompt outside the chunks that say it
     told_by: tuple[PromptLine, ...] = ()  # lines that ask for an answer from memory
     miscited: tuple[int, ...] = ()  # chunks that the answer names as the source, and that do not say it
+    cites_none: tuple[int, ...] = ()  # numbers that the answer names as the source, and that no chunk has
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from ragblame.attribution.citations import NOUN, Cited, cited_sentences
+from ragblame.attribution.citations import NOUN, Cited, cited_sentences, find_citations
 from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.support import examine_apart
 from ragblame.records import Alignment, Span, SupportState, Trace
@@ -24,7 +24,7 @@ _NUMBER = re.compile(  # the line that a chunk stands in or under: "passage 2:",
 def with_citations(
     trace: Trace, spans: Sequence[Span], findings: Sequence[Finding], alignments: Sequence[Alignment]
 ) -> tuple[Finding, ...]:
-    """The findings; those of supported spans with the chunks that the answer cites and that do not say it.
+    """The findings; those of supported spans with what the answer cites for them and does not say it.
 
     ``alignments``: where the chunks stand in ``trace.prompt``. Never raises on any text.
     """
@@ -32,10 +32,19 @@ def with_citations(
     numbered = numbered_chunks(trace, alignments) if sentences else {}
     if not numbered:
         return tuple(findings)
-    return tuple(
-        replace(finding, miscited=_miscited(trace, span, finding, _cited(span, sentences, numbered)))
-        for span, finding in zip(spans, findings, strict=True)
-    )
+    texts = [chunk.text for chunk in trace.chunks]
+    found = []
+    for span, finding in zip(spans, findings, strict=True):
+        support = finding.support
+        numbers = _cited(span, sentences)
+        if numbers and support.state is SupportState.ENTAILED and support.position is not None:
+            cited = tuple(sorted(numbered[number] for number in numbers if number in numbered))
+            if cited:
+                finding = replace(finding, miscited=_miscited(trace, span, finding, cited))
+            elif not any(_names(text, numbers) for text in texts):
+                finding = replace(finding, cites_none=tuple(sorted(numbers)))
+        found.append(finding)
+    return tuple(found)
 
 
 def numbered_chunks(trace: Trace, alignments: Sequence[Alignment]) -> Mapping[int, int]:
@@ -56,18 +65,22 @@ def numbered_chunks(trace: Trace, alignments: Sequence[Alignment]) -> Mapping[in
     return found if len(found) > 1 else {}
 
 
-def _cited(span: Span, sentences: Sequence[Cited], numbered: Mapping[int, int]) -> tuple[int, ...]:
-    """Positions of the chunks that the span's sentence names."""
+def _cited(span: Span, sentences: Sequence[Cited]) -> frozenset[int]:
+    """The numbers that the span's sentence names."""
     for sentence in sentences:
         if sentence.start <= span.start < sentence.end:
-            return tuple(sorted(numbered[number] for number in sentence.numbers if number in numbered))
-    return ()
+            return sentence.numbers
+    return frozenset()
+
+
+def _names(text: str, numbers: frozenset[int]) -> bool:
+    """Whether a chunk names such a number itself: then the answer may only repeat it."""
+    return any(not numbers.isdisjoint(citation.numbers) for citation in find_citations(text))
 
 
 def _miscited(trace: Trace, span: Span, finding: Finding, cited: tuple[int, ...]) -> tuple[int, ...]:
     support = finding.support
-    is_said = support.state is SupportState.ENTAILED and support.position is not None
-    if not cited or not is_said or {support.position, *support.other_positions} & set(cited):
+    if {support.position, *support.other_positions} & set(cited):
         return ()
     chunks = [replace(trace.chunks[position], position=at) for at, position in enumerate(cited)]
     others = [chunk for chunk in trace.chunks if chunk.position not in cited]

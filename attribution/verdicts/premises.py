@@ -74,6 +74,7 @@ def _premises(
         copied_from=settled.copied_from,
         told_by=settled.told_by,
         miscited=settled.miscited,
+        cites_none=settled.cites_none,
         is_used=decision.is_used,
         used=decision.used,
     )
@@ -120,6 +121,7 @@ def finding_of(premises: Premises, support: Support) -> Finding:
         copied_from=premises.copied_from,
         told_by=premises.told_by,
         miscited=premises.miscited,
+        cites_none=premises.cites_none,
     )
 
 
@@ -137,7 +139,8 @@ def by_probability(finding: Finding, influence: Influence | None, thresholds: Th
         return finding
     state = support.state
     if thresholds.flag_at is not None and p >= thresholds.flag_at:
-        if state in (SupportState.ABSENT, SupportState.CONTRADICTED) or finding.miscited:
+        cites_others = finding.miscited or finding.cites_none
+        if cites_others or state in (SupportState.ABSENT, SupportState.CONTRADICTED):
             return finding  # a wrong citation is what people mark, and what can be shown
         return _settled(finding, SupportState.ABSENT, LIKELY)
     if state is SupportState.ENTAILED:

@@ -82,6 +82,7 @@ class Provenance:
     quote: Quote | None
     also_said_by: tuple[int, ...]  # further chunks
     miscited: tuple[int, ...]  # chunks that the answer names as the source, and that do not say it
+    cites_none: tuple[int, ...]  # numbers that the answer names as the source, and that no chunk has
     support_model: str | None  # name@revision; None: only rules read it
     support_probability: float | None  # raw, of being unsupported
     confidence: float | None  # calibrated; None: the thresholds hold no calibration for that model
@@ -161,6 +162,7 @@ def _trace(
         quote=_quote(explanation, support),
         also_said_by=support.other_positions,
         miscited=() if premises is None else premises.miscited,
+        cites_none=() if premises is None else premises.cites_none,
         support_model=support.model,
         support_probability=support.probability,
         confidence=verdict.confidence,
