@@ -40,9 +40,9 @@ ui: $(VENV)/.all  ## the triage page on the configured database
 	@$(BIN)/ragblame ui
 
 # A file of tests at a time in each process, which has a server of its own; torch's threads would only collide.
-# Three, for two cores: a test waits a sixth of its time. The long files come first (tests/conftest.py).
+# The long files come first (tests/conftest.py).
 test: $(VENV)/.dev  ## the whole test suite, real PostgreSQL and Chromium (about ten minutes on two cores)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-browser: $(VENV)/.dev  ## only the tests that drive Chromium
 	@$(BIN)/python -m pytest -q -m browser

@@ -111,13 +111,15 @@ def test_a_cut_chunk_names_what_is_missing(
     cuts = [data.draw(st.integers(0, len(text))) for text in texts]
     prompt, starts = rendered([f"{text[:cut]}…" for text, cut in zip(texts, cuts, strict=True)], template)
     chunks, messages = chunks_of(*texts), prompt_of(prompt)
-    for alignment, chunk, cut, start in zip(
-        align_chunks(chunks, messages), chunks, cuts, starts, strict=True
-    ):
+    found = align_chunks(chunks, messages)
+    for alignment, chunk, cut, start in zip(found, chunks, cuts, starts, strict=True):
         assert_true_of_text(alignment, chunk, messages)
         kept = len(" ".join(chunk.text[:cut].split()))
         if alignment.state is AlignmentState.MISSING:
-            assert kept < max(MIN_PARTIAL, len(chunk.text) / 20) + 2
+            # The chunk before, cut off too, may go on in the same words here and take them.
+            places = [(one.start, one.end) for one in found if one.start is not None and one.end is not None]
+            taken = any(low < start < high for low, high in places)
+            assert taken or kept < max(MIN_PARTIAL, len(chunk.text) / 20) + 2
         elif chunk.text[cut:].strip():
             assert alignment.state is AlignmentState.PARTIAL
             assert (alignment.start, alignment.found and alignment.found[0]) == (start, 0)
