@@ -34,7 +34,8 @@ PERSONAL_RULES: Final[Mapping[str, Rule]] = {
     "bank account": personal_rules.ibans,
     "phone number": personal_rules.phones,
 }
-# What a rule needs, looked for in all texts of a trace at once: nearly always it is not there.
+# What a rule needs, looked for in all texts of a trace at once: nearly always it is not there. None may
+# look at more than FARTHEST code points together.
 HINTS: Final[dict[str, Callable[[str], bool]]] = {
     "private key": secret_rules.may_hold_private_keys,
     "API key": secret_rules.may_hold_tokens,
@@ -146,8 +147,8 @@ def _is_quiet_elsewhere(trace: Trace, quiet: Collection[int]) -> bool:
     known = [chunk for chunk in trace.chunks if chunk.position in quiet]
     others = [chunk for chunk in trace.chunks if chunk.position not in quiet]
     texts = _texts(trace, others, prompt=[_but_inside(message.text, known) for message in trace.prompt])
-    if any(texts.values()):
-        return False
+    if any(texts.values()) or sum(map(len, texts)) > _AT_ONCE:
+        return False  # then each text is looked at, with a breath in between
     everything = "\n".join(texts)
     return not (_names_a_secret(trace, others) or any(_may_find(name, everything) for name in HINTS))
 

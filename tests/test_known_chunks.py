@@ -1,5 +1,6 @@
 """A chunk that came before is the same chunk, and secrets stay masked however chunks are remembered."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,3 +122,11 @@ def test_the_memory_is_bounded() -> None:
     before = len(known)
     assert known.look_up(long, 10_000).chunk.truncated_from == 30_000
     assert len(known) == before
+
+
+def test_long_texts_are_not_looked_at_together(trace: Trace) -> None:
+    """A megabyte beside quiet chunks is looked at text by text: the host's threads run between two."""
+    breaths: list[None] = []
+    long = clean_trace(replace(trace, answer="plain words " * 100_000))
+    assert Redactor().redact(long, quiet={0, 1}, between=lambda: breaths.append(None)) is long
+    assert len(breaths) > 3
