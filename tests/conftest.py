@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from ragblame import database, postgres, postgres_binaries, postgres_cluster, settings
+from tests.folders import open_folder
 
 # Durability is tested in test_postgres.py with a server of its own; everything else wants speed.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_wal_size": "512MB"}
@@ -42,7 +42,7 @@ def isolated_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """No test reads the developer's ragblame.toml, RAGBLAME_* variables or data folder, or asks a hub."""
     for name in [name for name in os.environ if name.upper().startswith(settings.ENV_PREFIX)]:
         monkeypatch.delenv(name)
-    folder = _open_folder()
+    folder = open_folder()
     monkeypatch.setenv("RAGBLAME_DATA_DIR", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setitem(settings.Settings.model_config, "toml_file", tmp_path / "ragblame.toml")
@@ -63,7 +63,7 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Path]:
     """A server's folder, made once: initdb is most of the time of a cold start."""
-    home = _open_folder()
+    home = open_folder()
     postgres_cluster.create_cluster(home, postgres_binaries.choose_account(home / "data"))
     yield home
     shutil.rmtree(home)
@@ -85,7 +85,7 @@ def used_dir(data_dir: Path, cluster: Path) -> Path:
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """URL of one server for the whole session; it dies with this process, however that ends."""
-    home = _open_folder()
+    home = open_folder()
     account = postgres_binaries.choose_account(home / "data")
     server = None
     try:
@@ -132,13 +132,6 @@ def connection(database_url: str) -> Iterator[psycopg.Connection]:
     """A connection to ``database_url`` as the product opens it (search path set, autocommit off)."""
     with database.connect(database_url) as conn:
         yield conn
-
-
-def _open_folder() -> Path:
-    """A temporary folder that a server's account can pass through; as root, pytest's tmp_path is closed."""
-    folder = Path(tempfile.mkdtemp(prefix="ragblame-tests-"))
-    folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
-    return folder
 
 
 def _temporary_database(server_url: str, template: str) -> Iterator[str]:

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import psycopg
 import pytest
 
 from ragblame import postgres, postgres_binaries, postgres_cluster
+from tests.folders import open_folder
 
 IS_ROOT = os.geteuid() == 0
 STOPS_WITHIN = 20.0  # seconds after its last client: 3 s of patience, a shutdown, and a slow machine
@@ -95,8 +95,7 @@ def other_server(programs: Path) -> Iterator[str]:
     """A server of another version, from its folder of programs; skips where there is none."""
     if not (programs / "initdb").exists():
         pytest.skip(f"needs PostgreSQL's programs in {programs}")
-    home = Path(tempfile.mkdtemp(prefix="ragblame-other-"))
-    home.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    home = open_folder()
     data = home / "data"
     data.mkdir(mode=0o700)
     options: dict[str, Any] = {"cwd": "/", "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

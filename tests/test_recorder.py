@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from ragblame.records import Chunk, Trace
 from ragblame.settings import Settings
 from ragblame.traces import read_trace, write_traces
 from tests.capture import ANSWER, installed, make_chain, settings_for
+from tests.folders import open_folder
 from tests.test_traces import make_trace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,8 +105,7 @@ class OwnServer:
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[OwnServer]:
     """One server for the tests that take it away."""
-    home = Path(tempfile.mkdtemp(prefix="ragblame-outage-"))
-    home.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    home = open_folder()
     server = OwnServer(home)
     try:
         server.start()
