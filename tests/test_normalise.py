@@ -39,6 +39,16 @@ SAME = [
     ("ERR-4051", "err 4051".replace(" ", "-")),
     ("400°F", "400 fahrenheit"),
     ("60 km/h", "60 kilometres per hour"),
+    ("60 mph", "60 miles per hour"),
+    ("12 V", "12 volts"),
+    ("0.33 kV", "330 volt"),
+    ("1,500 sq ft", "1500 square feet"),
+    ("1 square mile", "640 acres"),
+    ("2 bar", "2000 mbar"),
+    ("200 kcal", "200 calories"),
+    ("1 Gbit/s", "1,000 Mbps"),
+    ("3 µs", "3000 ns"),
+    ("500 mcg", "0.5 mg"),
     ("90", "90 seconds"),  # one side leaves the unit out
     ("1998", "4 September 1998"),  # the source may say more
     ("May 2024", "3 May 2024"),
@@ -74,6 +84,9 @@ def test_near_misses_differ(answer: str, source: str) -> None:
     [
         ("90 minutes", "30 s", True),
         ("90 minutes", "30 kg", False),
+        ("35 psi", "2 bar", True),
+        ("60 mph", "60 miles", False),
+        ("12 V", "12 W", False),
         ("2959", "4000", True),
         ("2959", "3.5", False),
         ("ERR-4051", "DNS-1312", True),

@@ -107,6 +107,7 @@ def test_two_sentences_equal_but_for_the_value_disagree() -> None:
         (PORT_QUESTION, PORT, "The Kestrel gateway listens on port 2995.", "2995"),
         (PORT_QUESTION, PORT, "The Kestrel gateway runs in Oslo. Its port is 4000.", "4000"),
         ("How long?", "The pause of the Kestrel gateway is 90 minutes.", "The pause of the Kestrel gateway is 90 seconds.", "90 seconds"),  # noqa: E501
+        ("Which supply?", "The Kestrel gateway needs 24 V.", "The Kestrel gateway needs 12 volts.", "12 volts"),  # noqa: E501
         ("When?", "The audit of the Kestrel gateway is on 3 May 2024.", "The audit of the Kestrel gateway is on 5 March 2024.", "5 March 2024"),  # noqa: E501
         ("Who owns the Kestrel gateway?", "The owner of the Kestrel gateway is Maya Lind.", "The Kestrel gateway is owned by Omar Falk.", "Omar Falk"),  # noqa: E501
         ("Where do alerts go?", "The channel of the Kestrel gateway is coral-lynx.", "The channel of the Kestrel gateway is amber-yak.", "amber-yak"),  # noqa: E501

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ragblame.attribution.verdicts.normalise import fold
+from ragblame.attribution.verdicts.units import UNIT, UNITS
 from ragblame.records import SpanKind
 
 _MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec"
@@ -56,56 +57,6 @@ _CURRENCIES = {
 _CODES = ("usd", "eur", "gbp", "chf", "jpy", "inr", "cad", "aud", "nzd", "hkd", "cny", "sek", "nok", "dkk",
           "pln", "brl", "rub", "krw")  # fmt: skip
 _CURRENCIES |= {code: code for code in _CODES}
-_UNITS: dict[str, tuple[str, float]] = {}
-for _dimension, _table in {
-    "time": "ms millisecond milliseconds msec:0.001 s sec secs second seconds:1 min mins minute minutes:60 "
-    "h hr hrs hour hours:3600 day days:86400 week weeks wk wks:604800 month months:2629800 "
-    "year years yr yrs:31557600 decade decades:315576000 century centuries:3155760000 "
-    # German, Dutch, French, Spanish, Italian, Russian; words that are English ones, too, are left out
-    "sekunde sekunden seconden seconde secondes segundo segundos secondi секунда секунды секунд:1 "
-    "minuten minuto minutos minuti минута минуты минут:60 "
-    "stunde stunden uur heure heures hora horas час часа часов:3600 "
-    "tage tagen dagen jour jours día días giorno giorni день дня дней:86400 "
-    "woche wochen weken semaine semaines semana semanas settimane неделя недели недель:604800 "
-    "monat monate monaten maanden mois meses mesi месяц месяца месяцев:2629800 "
-    "jahr jahre jahren jaar jaren ans année années año años anni год года лет:31557600",
-    "length": "mm millimeter millimeters millimetre millimetres:0.001 cm centimeter centimeters centimetre "
-    "centimetres:0.01 m meter meters metre metres:1 km kilometer kilometers kilometre kilometres:1000 "
-    "inch inches:0.0254 ft foot feet:0.3048 yd yard yards:0.9144 mi mile miles:1609.344",
-    "mass": "mg milligram milligrams:0.001 g gram grams:1 kg kilogram kilograms kilo kilos:1000 "
-    "oz ounce ounces:28.349523125 lb lbs pound pounds:453.59237 tonne tonnes:1000000",
-    "volume": "ml milliliter milliliters millilitre millilitres:0.001 l liter liters litre litres:1 "
-    "cup cups:0.2365882365 tbsp tablespoon tablespoons:0.01478676478125 "
-    "tsp teaspoon teaspoons:0.00492892159375 gallon gallons:3.785411784 quart quarts:0.946352946 "
-    "pint pints:0.473176473",
-    "data": "byte bytes:1 kb:1000 mb:1000000 gb:1000000000 tb:1000000000000 pb:1000000000000000 "
-    "kib:1024 mib:1048576 gib:1073741824 tib:1099511627776",
-    "percent": "% ％ ٪ percent percents prozent процентов:1",
-    "frequency": "hz:1 khz:1000 mhz:1000000 ghz:1000000000",
-    "power": "w watt watts:1 kw kilowatt kilowatts:1000 mw megawatt megawatts:1000000",
-    "celsius": "°c celsius:1",
-    "fahrenheit": "°f fahrenheit:1",
-    "degree": "° degree degrees:1",
-    "money usd": "dollar dollars usd:1 cent cents:0.01",
-    "money eur": "€ euro euros eur:1",
-    "money gbp": "£ gbp:1",
-    "money chf": "chf franken:1",
-    "money jpy": "yen jpy:1",
-    "money inr": "₹ inr rupee rupees:1",
-    "money rub": "₽ rub руб рубль рубля рублей:1",
-    "money pln": "zł pln:1",
-    "money sek": "sek:1",
-    "money cny": "cny yuan:1",
-    "money krw": "krw:1",
-}.items():
-    _aliases: list[str] = []
-    for _word in _table.split():
-        _name, _, _factor = _word.partition(":")
-        _aliases.append(_name)
-        if _factor:
-            _UNITS |= {alias: (_dimension, float(_factor)) for alias in _aliases}
-            _aliases = []
-
 # Scripts without spaces: a letter of theirs beside a digit is another word.
 _CJK = r"\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\uac00-\ud7af"
 _BEHIND_NO_WORD = rf"(?<!(?![{_CJK}])[\w.])"
@@ -132,7 +83,6 @@ _OWN_SCRIPT = "|".join(name for name in _MONTH_ABROAD if name[0] > "\u0370")
 _CODE = "|".join(_CODES).upper()  # "try" and "rub" are English words
 _SPELLED = "|".join(sorted((*_SMALL, *_SCALES), key=len, reverse=True))
 _SCALE_ABROAD = "|".join(sorted(_SCALES_ABROAD, key=len, reverse=True))
-_UNIT = "|".join(re.escape(name) for name in sorted(_UNITS, key=len, reverse=True))
 _PATTERN = re.compile(
     rf"""
       (?P<cjk_date>(?<!\d)\d{{4}}[年년](?:\s?\d{{1,2}}[月월](?:\s?\d{{1,2}}[日일])?)?
@@ -160,10 +110,10 @@ _PATTERN = re.compile(
         (?:\s?(?:-|–|—|\bto\b)\s?[$€£]?(?P<high>{_DIGITS})(?![\w/]*[/:]\d))?
         (?:\s?(?P<scale>(?:{_SCALE_ABROAD})\b\.?|hundred|thousand|million|billion|trillion|dozen|bn|mn|tn
             |[kKmMbB](?![\w/])))?
-        (?:\s?-?(?P<unit>{_UNIT}){_BEFORE_NO_WORD})?
-        (?:\s?(?:/|\bper\b)\s?(?P<per>{_UNIT})(?!\w))?{_BEFORE_NO_WORD}
+        (?:\s?-?(?P<unit>{UNIT}){_BEFORE_NO_WORD})?
+        (?:\s?(?:/|\bper\b)\s?(?P<per>{UNIT})(?!\w))?{_BEFORE_NO_WORD}
     | (?P<spelled>\b(?:{_SPELLED})(?:(?:[\s-]|\s+and\s+)(?:{_SPELLED}))*\b)
-        (?:[\s-](?P<spelled_unit>{_UNIT})(?!\w))?
+        (?:[\s-](?P<spelled_unit>{UNIT})(?!\w))?
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -202,9 +152,9 @@ def _read(match: re.Match[str]) -> Quantity | None:
     name = _form(match)
 
     def number(low: float, high: float, unit: str | None, per: str | None = None) -> Quantity:
-        dimension, factor = ("", 1.0) if unit is None else _UNITS[unit.lower()]
+        dimension, factor = ("", 1.0) if unit is None else UNITS[unit.lower()]
         if per is not None:
-            other, divisor = _UNITS[per.lower()]
+            other, divisor = UNITS[per.lower()]
             dimension, factor = f"{dimension}/{other}", factor / divisor
         return quantity(dimension, low * factor, high * factor, bare=low)
 
