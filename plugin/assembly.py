@@ -21,8 +21,8 @@ from ragblame.plugin.redaction import Redactor
 from ragblame.plugin.run_tree import ModelRun, RunTree, Search
 from ragblame.plugin.sampling import reason_to_keep
 from ragblame.plugin.search_order import ordered_searches
-from ragblame.records import Chunk, Json, Message, Trace, TraceStatus
 from ragblame.trace_json import MAX_TABLE_BYTES, clean_trace
+from ragblame.trace_records import Chunk, Json, Message, Trace, TraceStatus
 
 _MAX_NOTED: Final = 10  # model runs and searches that the notes list
 _MAX_NOTE: Final = 500  # code points of a query or an error in the notes

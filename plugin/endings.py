@@ -5,7 +5,7 @@ Classes are recognised by name, so that neither langgraph nor an asynchronous fr
 
 from typing import Final
 
-from ragblame.records import TraceStatus
+from ragblame.trace_records import TraceStatus
 
 # A graph that stops to ask a person, or on request, and can be resumed.
 _PAUSES: Final = frozenset({"GraphInterrupt", "NodeInterrupt", "GraphDrained"})

@@ -19,8 +19,8 @@ from ragblame.plugin.passages import TABLE_KEY
 from ragblame.plugin.retrieval import read_retrieval
 from ragblame.plugin.run_tree import Search, open_runs
 from ragblame.plugin.sampling import IGNORE_TAG, require_rate
-from ragblame.records import Json, Message, Trace, TraceStatus
 from ragblame.suppression import is_suppressed
+from ragblame.trace_records import Json, Message, Trace, TraceStatus
 
 # What is taken for a search that cannot be read.
 _NOT_TOLD: dict[str, Json] | None = None

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 from ragblame.plugin.passages import Passage, make_chunk
 from ragblame.plugin.redaction import is_quiet
-from ragblame.records import Chunk
 from ragblame.trace_json import clean_chunk
+from ragblame.trace_records import Chunk
 
 MAX_CHUNKS: Final = 1_000  # of one generation
 MAX_CHARACTERS: Final = 1_000_000  # code points of their texts

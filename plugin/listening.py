@@ -18,7 +18,7 @@ from ragblame.plugin.pending import take_pending
 from ragblame.plugin.recorder import recorder
 from ragblame.plugin.run_tree import ModelRun, RunTree, Search, branch_of, open_runs
 from ragblame.plugin.sampling import IGNORE_TAG, KEEP_TAG
-from ragblame.records import Json, Message, Trace, TraceStatus
+from ragblame.trace_records import Json, Message, Trace, TraceStatus
 
 _Result = TypeVar("_Result")
 _LOOKS_EVERY: Final = 64  # runs of one tree between two looks for what is overdue

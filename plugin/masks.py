@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from ragblame.plugin.counters import counters
-from ragblame.records import MASK
+from ragblame.trace_records import MASK
 
 Span: TypeAlias = tuple[int, int]  # [start, end) in code points
 Rule: TypeAlias = Callable[[str], Iterable[Span]]

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from ragblame.json_values import clean_json
 from ragblame.plugin.counters import counters
-from ragblame.records import Chunk, Json
+from ragblame.trace_records import Chunk, Json
 
 MAX_DOCUMENTS: Final = 1_000  # read of one list; the recorder's own limit is lower
 _MAX_SCANNED: Final = 50  # values looked at in one dictionary

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from ragblame.json_values import clean_json
 from ragblame.plugin.passages import text_of
-from ragblame.records import Json, Message
+from ragblame.trace_records import Json, Message
 
 MAX_MESSAGES: Final = 1_000  # read of one prompt: the first and the latest
 _MAX_SCANNED: Final = 50  # values looked at in one dictionary

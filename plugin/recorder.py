@@ -20,7 +20,7 @@ from ragblame.plugin.counters import counters
 from ragblame.plugin.forking import fork_guard
 from ragblame.plugin.run_tree import RunTree, open_runs
 from ragblame.plugin.waiting import FlushMark, Waiting
-from ragblame.records import Trace
+from ragblame.trace_records import Trace
 
 if TYPE_CHECKING:
     from pathlib import Path

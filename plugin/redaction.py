@@ -16,7 +16,7 @@ from ragblame.plugin import personal_rules, secret_rules
 from ragblame.plugin.counters import counters
 from ragblame.plugin.masks import Masks, OwnRule, Rule
 from ragblame.prompt_parts import chunk_places
-from ragblame.records import MASK, Chunk, Json, Message, Trace
+from ragblame.trace_records import MASK, Chunk, Json, Message, Trace
 
 if TYPE_CHECKING:
     from ragblame.settings import Settings

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from ragblame.json_values import clean_text
-from ragblame.records import Json
+from ragblame.trace_records import Json
 
 KEY: Final = "ragblame_retrieval"  # in a retriever's metadata
 UNREADABLE: Final = "unreadable"  # in place of a filter that is no plain data, or too large

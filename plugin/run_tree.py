@@ -14,7 +14,7 @@ from uuid import UUID
 
 from ragblame.plugin.counters import counters
 from ragblame.plugin.passages import Passage
-from ragblame.records import Json, Message, Trace, TraceStatus
+from ragblame.trace_records import Json, Message, Trace, TraceStatus
 from ragblame.traces import new_trace_id
 
 IDLE_SECONDS: Final = 3_600.0  # a tree without an event for so long will not end any more

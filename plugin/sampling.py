@@ -11,7 +11,7 @@ from uuid import UUID
 from ragblame.errors import InputError
 from ragblame.plugin.host_context import current_tree
 from ragblame.plugin.run_tree import RunTree
-from ragblame.records import TraceStatus
+from ragblame.trace_records import TraceStatus
 
 KEEP_TAG: Final = "ragblame:keep"  # on a root run: record it whatever the rate
 IGNORE_TAG: Final = "ragblame:ignore"  # on any run: not recorded, and never the answer

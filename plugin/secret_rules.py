@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from ragblame.records import MASK
+from ragblame.trace_records import MASK
 
 _LONG: Final = 16  # code points of the shortest token worth looking at
 LOOKS_INSIDE: Final = 256  # values that are no secret and are read again for one inside: keeps it linear

@@ -18,8 +18,8 @@ from ragblame.plugin.breathing import breathe
 from ragblame.plugin.spool_files import MAGIC
 from ragblame.plugin.spool_replay import FileReplay
 from ragblame.plugin.spool_state import add_totals, inspect_spool
-from ragblame.records import Trace
 from ragblame.trace_json import clean_to_json
+from ragblame.trace_records import Trace
 from ragblame.traces import clean_text
 
 __all__ = ["Spool", "inspect_spool"]

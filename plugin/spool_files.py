@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ragblame.json_values import json_bytes
-from ragblame.records import Json
+from ragblame.trace_records import Json
 
 if sys.platform != "win32":
     import fcntl

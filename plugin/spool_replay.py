@@ -14,7 +14,7 @@ from typing import Final
 from ragblame.errors import RagblameError
 from ragblame.plugin import spool_files
 from ragblame.plugin.breathing import breathe
-from ragblame.records import Trace
+from ragblame.trace_records import Trace
 from ragblame.traces import trace_from_json
 
 BATCH: Final = 50  # traces handed over at once at most

@@ -22,8 +22,8 @@ from ragblame.plugin.host_report import REPORT_SECONDS, report_host
 from ragblame.plugin.patience import LIVE_SECONDS, REPLAY_SECONDS, PatientConnection
 from ragblame.plugin.redaction import Redactor
 from ragblame.plugin.spool import Spool
-from ragblame.records import Trace
 from ragblame.settings import Settings, default_data_dir
+from ragblame.trace_records import Trace
 from ragblame.traces import write_clean_traces
 
 IDLE_SECONDS: Final = 30.0  # after which the connection is given back

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ragblame.plugin.redaction import redact_with
     from ragblame.plugin.retrieval import tell_search
     from ragblame.plugin.sampling import keep
-    from ragblame.records import Chunk, Trace
+    from ragblame.trace_records import Chunk, Trace
 
 __version__ = "0.1.0"
 __all__ = [
@@ -53,8 +53,8 @@ _HOMES = {
     "tell_search": "ragblame.plugin.retrieval",
     "BlameHandler": "ragblame.plugin.handler",
     "Debugger": "ragblame.attribution.debugger",
-    "Chunk": "ragblame.records",
-    "Trace": "ragblame.records",
+    "Chunk": "ragblame.trace_records",
+    "Trace": "ragblame.trace_records",
 }
 _ATTRIBUTION = {"torch", "transformers", "numpy", "safetensors", "sentencex", "rapidfuzz"}
 

@@ -19,7 +19,7 @@ from uuid import UUID
 
 import orjson
 
-from ragblame.records import Json
+from ragblame.trace_records import Json
 
 MAX_DEPTH: Final = 8  # nesting kept of a metadata value
 MAX_VALUES: Final = 2_000  # values kept of one metadata object, all levels together

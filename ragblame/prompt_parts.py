@@ -7,7 +7,7 @@ function ``ragblame.whole_prompt`` puts the texts back.
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from ragblame.records import Chunk, Json, Message
+from ragblame.trace_records import Chunk, Json, Message
 
 Place: TypeAlias = tuple[int, int, int]  # [start, end) in code points, position of the chunk
 

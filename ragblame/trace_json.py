@@ -10,7 +10,7 @@ from uuid import UUID
 
 from ragblame.errors import InputError
 from ragblame.json_values import clean_identity, clean_json, clean_text, is_clean
-from ragblame.records import Chunk, Json, Message, Trace, TraceStatus
+from ragblame.trace_records import Chunk, Json, Message, Trace, TraceStatus
 
 JSON_SCHEMA: Final = 1  # number of the JSON form; a reader refuses what it does not know
 MAX_SMALLINT: Final = 32_767

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ragblame.json_values import json_bytes
 from ragblame.prompt_parts import prompt_to_parts
-from ragblame.records import Trace
 from ragblame.trace_json import clean_chunk_fields, clean_fields
+from ragblame.trace_records import Trace
 
 if TYPE_CHECKING:
     import psycopg

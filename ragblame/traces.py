@@ -15,8 +15,8 @@ from uuid import UUID
 
 from ragblame.errors import DatabaseError, InputError
 from ragblame.json_values import clean_text
-from ragblame.records import Chunk, Message, Trace, TraceStatus
 from ragblame.trace_json import clean_trace, trace_from_json, trace_to_json
+from ragblame.trace_records import Chunk, Message, Trace, TraceStatus
 from ragblame.trace_rows import QUEUE, TASK, insert_new
 
 if TYPE_CHECKING:

@@ -58,6 +58,13 @@ def test_capture_loads_nothing_heavy(statement: str) -> None:
     assert seconds < 1.0  # about 0.03 s on an idle machine
 
 
+def test_capture_does_not_make_the_classes_of_an_explanation() -> None:
+    """They would take longer to make than all classes of the plugin."""
+    script = "import sys, ragblame; ragblame.BlameHandler(); print('ragblame.records' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
 def test_without_anything_else_the_package_is_bare() -> None:
     """`import ragblame` alone does not even load LangChain."""
     script = "import sys, ragblame; print('langchain_core' in sys.modules, ragblame.__version__)"
