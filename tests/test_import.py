@@ -11,6 +11,7 @@ import pytest
 
 from ragblame import database
 from ragblame.errors import InputError
+from ragblame.records import Trace
 from ragblame.settings import Settings
 from ragblame.traces import read_trace, write_traces
 from ragblame.ui import import_files, imports
@@ -63,6 +64,12 @@ def run(conn: Connection, path: Path, **options: Any) -> tuple[ImportResult, lis
     return result, problems
 
 
+def only_trace(conn: Connection) -> Trace:
+    """The one that is stored."""
+    [(trace_id,)] = conn.execute("SELECT id FROM trace").fetchall()
+    return read_trace(conn, trace_id)
+
+
 def count(conn: Connection, table: str = "trace") -> int:
     """Rows of a table."""
     found = conn.execute(f"SELECT count(*) FROM {table}").fetchone()
@@ -75,9 +82,7 @@ def test_a_line_becomes_a_trace_with_a_job(connection: Connection, tmp_path: Pat
     """Every field finds its place: chunks with rank and name, model, and the labels in the metadata."""
     result, problems = run(connection, write(tmp_path / name, row()))
     assert (result.imported, result.known, result.malformed, problems) == (1, 0, 0, [])
-    found = connection.execute("SELECT id FROM trace").fetchone()
-    assert found is not None
-    trace = read_trace(connection, found[0])
+    trace = only_trace(connection)
     assert (trace.question, trace.answer, trace.model, trace.origin) == (
         "How long?", "It takes 40 s.", "m", "import",
     )  # fmt: skip
@@ -92,6 +97,38 @@ def test_a_line_becomes_a_trace_with_a_job(connection: Connection, tmp_path: Pat
     assert (trace.metadata["id"], trace.metadata["dataset"], trace.metadata["split"]) == ("r1", "toy", "dev")
     jobs = connection.execute("SELECT args ->> 'trace_id' FROM procrastinate_jobs").fetchall()
     assert jobs == [(str(trace.id),)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("Answer from:\nIt takes 30 s.", [("prompt", "Answer from:\nIt takes 30 s.")]),
+        (
+            [{"role": "system", "content": "[1] It takes 30 s."}, {"role": "user", "content": "How long?"}],
+            [("system", "[1] It takes 30 s."), ("human", "How long?")],
+        ),
+        ("", []),
+        (None, []),
+    ],
+)
+def test_the_prompt_comes_along_where_it_is_told(
+    connection: Connection, tmp_path: Path, prompt: object, expected: list[tuple[str, str]]
+) -> None:
+    """One text or messages; none is no fault."""
+    result, problems = run(connection, write(tmp_path / "a.jsonl", row(prompt=prompt)))
+    assert (result.imported, problems) == (1, [])
+    trace = only_trace(connection)
+    assert [(message.role, message.text) for message in trace.prompt] == expected
+    assert "prompt" not in trace.metadata
+
+
+def test_a_prompt_beyond_the_limit_is_cut(connection: Connection, tmp_path: Path) -> None:
+    """The trace has its beginning and its true length."""
+    path = write(tmp_path / "a.jsonl", row(prompt=[{"role": "user", "content": "long " * 200_001}]))
+    assert run(connection, path)[0].imported == 1
+    trace = only_trace(connection)
+    assert [(message.role, len(message.text)) for message in trace.prompt] == [("human", 1_000_000)]
+    assert trace.truncated == {"prompt[0]": 1_000_005}
 
 
 def test_importing_again_adds_nothing(connection: Connection, tmp_path: Path) -> None:
@@ -123,6 +160,7 @@ BAD_LINES = {
     json.dumps(row(chunks=[{"chunk_id": "p"}])).encode(): 'chunk 1 has no "text"',
     json.dumps(row(answer=7)).encode(): 'no text "answer"',
     json.dumps(row(question=["a"])).encode(): 'no text "question"',
+    json.dumps(row(prompt=[7])).encode(): '"prompt" holds no message',
     json.dumps(row(labels={"a": 1})).encode(): '"labels" is no list',
     json.dumps(row(labels=[{"start": 0, "end": 99}])).encode(): "lies outside the answer",
     json.dumps(row(labels=[{"start": 0, "end": 2, "text": "xx"}])).encode(): "is not the text it quotes",

@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from ragblame.errors import InputError
-from ragblame.records import Chunk, Trace
+from ragblame.records import Chunk, Message, Trace
 from ragblame.settings import Settings
 from ragblame.traces import new_trace_id
 from ragblame.ui.import_steps import import_identity
+from ragblame.ui.import_values import messages_of
 
-_NO_METADATA: Final = frozenset({"question", "chunks", "answer", "model"})  # these have a place in the trace
+# These have a place in the trace.
+_NO_METADATA: Final = frozenset({"question", "chunks", "prompt", "answer", "model"})
 
 
 def read_answer(row: Any, *, fallback: str, app: str | None, settings: Settings) -> Trace:
@@ -36,6 +38,7 @@ def read_answer(row: Any, *, fallback: str, app: str | None, settings: Settings)
         raise InputError(
             f"the answer has {len(answer):,} characters: raise RAGBLAME_CAPTURE_MAX_FIELD ({longest:,})"
         )
+    prompt = _prompt(row)
     now = datetime.now(UTC)
     # Labels first: metadata is bounded when stored, and they are what evaluations need.
     metadata = {"labels": _labels(row, answer)} | {
@@ -46,13 +49,30 @@ def read_answer(row: Any, *, fallback: str, app: str | None, settings: Settings)
         app=app or dataset,
         question=_text(row, "question", ""),
         chunks=_chunks(row, settings),
+        prompt=tuple(Message(role=message.role, text=message.text[:longest]) for message in prompt),
         answer=answer,
         model=_text(row, "model", "") or None,
         started_at=now,
         root_run_id=import_identity(dataset, row_id),
         origin="import",
         metadata=metadata,
+        truncated={
+            f"prompt[{index}]": len(message.text)
+            for index, message in enumerate(prompt)
+            if len(message.text) > longest
+        },
     )
+
+
+def _prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """What the model was sent: one text, or messages as any tracer writes them; () where it is not told."""
+    given = row.get("prompt")
+    if not given:
+        return ()
+    found = (Message(role="prompt", text=given),) if isinstance(given, str) else messages_of(given)
+    if not found:
+        raise InputError('"prompt" holds no message: give a text, or a list of {"role", "content"}')
+    return found
 
 
 def _chunks(row: Mapping[str, Any], settings: Settings) -> tuple[Chunk, ...]:
