@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from ragblame.plugin.assembly import Limits, assemble
 from ragblame.plugin.breathing import breathe
 from ragblame.plugin.counters import counters
 from ragblame.plugin.forking import fork_guard
@@ -25,6 +24,7 @@ from ragblame.trace_records import Trace
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ragblame.plugin.assembly import Limits
     from ragblame.plugin.writer import Writer
     from ragblame.settings import Settings
 
@@ -262,7 +262,9 @@ def _is_settled(tree: RunTree) -> bool:
     return not tree.is_waiting or time.monotonic() - (tree.ended or 0.0) >= GRACE_SECONDS
 
 
-def _assemble(tree: RunTree, limits: Limits) -> Trace | None:
+def _assemble(tree: RunTree, limits: "Limits") -> Trace | None:
+    from ragblame.plugin.assembly import assemble  # with redaction's rules a fifth of the plugin's own import
+
     try:
         return assemble(tree, limits)
     except Exception as error:

@@ -293,7 +293,7 @@ def test_a_trace_that_cannot_be_made_is_counted(data_dir: Path, monkeypatch: pyt
     def fail(*_: object) -> Trace:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(recorder_module, "assemble", fail)
+    monkeypatch.setattr("ragblame.plugin.assembly.assemble", fail)
     before = counters.lost()
     with installed(settings_for("postgresql://ragblame@127.0.0.1:1/x", data_dir)) as recorder:
         ragblame.attach()
