@@ -1,7 +1,7 @@
 """Where the tests' servers keep their files: in memory where there is room, else in the temporary folder.
 
-ext4 passes over lately freed inodes, one by one, for every new file: a database of hundreds of files made
-another was dropped takes the kernel 0.8 s instead of 0.05. There are hundreds of such databases here.
+ext4 passes over lately freed inodes, one by one, for every new file: to make a database of hundreds of files
+after another was dropped takes the kernel 0.8 s instead of 0.05, and hundreds of them are made here.
 """
 
 import os
