@@ -1,5 +1,6 @@
 """Why the right text was not in the prompt: each cause on a real corpus, where it holds and where not."""
 
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -155,7 +156,8 @@ def test_b3_the_filter_hides_the_right_chunk_and_its_text(corpus: Corpus) -> Non
     evidence = verdict.corpus_evidence[0]
     assert (evidence.row_id, evidence.passes_filter) == (corpus.ids[GOLD], False)
     assert (evidence.quote, evidence.stated) == ("", None)
-    assert "8443" not in str((verdict, explanation.corpus_looks, explanation.notes))
+    said = str((verdict, explanation.corpus_looks, explanation.notes))
+    assert not re.search(r"(?<![\w.-])8443(?![\w-])", said)  # alone: ids and times may hold these digits
     passing = flagged(corpus.explain(corpus.trace(retrieval={"filter": {"tenant": {"$exists": True}}})))
     assert passing.cause is Cause.INDEX_MISS
 

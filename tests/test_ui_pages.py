@@ -1,6 +1,7 @@
 """The pages' logic, run by Streamlit's own test runner against a real PostgreSQL: no browser needed."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -311,7 +312,7 @@ def test_the_same_failure_can_be_listed_alone(app: AppTest, database_url: str) -
     assert text.count("90 days") == row.same == 4
     assert "×4 of the same" in text
     assert "show all" in text
-    assert "8080" not in text
+    assert not re.search(r"(?<![\w-])8080(?![\w-])", text)  # alone: an id may hold these digits
 
 
 def test_health_page_previews_thresholds(app: AppTest, ids: dict[str, UUID], database_url: str) -> None:
