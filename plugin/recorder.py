@@ -263,7 +263,9 @@ def _is_settled(tree: RunTree) -> bool:
 
 
 def _assemble(tree: RunTree, limits: "Limits") -> Trace | None:
-    from ragblame.plugin.assembly import assemble  # with redaction's rules a fifth of the plugin's own import
+    # Not above: with redaction's patterns it would take a third of the plugin's own import. The writer has
+    # loaded it by now, under the guard against forks.
+    from ragblame.plugin.assembly import assemble
 
     try:
         return assemble(tree, limits)

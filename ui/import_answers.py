@@ -13,7 +13,7 @@ from ragblame.records import Chunk, Message, Trace
 from ragblame.settings import Settings
 from ragblame.traces import new_trace_id
 from ragblame.ui.import_steps import import_identity
-from ragblame.ui.import_values import messages_of
+from ragblame.ui.import_values import cut_messages, messages_of
 
 # These have a place in the trace.
 _NO_METADATA: Final = frozenset({"question", "chunks", "prompt", "answer", "model"})
@@ -38,7 +38,7 @@ def read_answer(row: Any, *, fallback: str, app: str | None, settings: Settings)
         raise InputError(
             f"the answer has {len(answer):,} characters: raise RAGBLAME_CAPTURE_MAX_FIELD ({longest:,})"
         )
-    prompt = _prompt(row)
+    prompt, truncated = cut_messages(_prompt(row), longest)
     now = datetime.now(UTC)
     # Labels first: metadata is bounded when stored, and they are what evaluations need.
     metadata = {"labels": _labels(row, answer)} | {
@@ -49,18 +49,14 @@ def read_answer(row: Any, *, fallback: str, app: str | None, settings: Settings)
         app=app or dataset,
         question=_text(row, "question", ""),
         chunks=_chunks(row, settings),
-        prompt=tuple(Message(role=message.role, text=message.text[:longest]) for message in prompt),
+        prompt=prompt,
         answer=answer,
         model=_text(row, "model", "") or None,
         started_at=now,
         root_run_id=import_identity(dataset, row_id),
         origin="import",
         metadata=metadata,
-        truncated={
-            f"prompt[{index}]": len(message.text)
-            for index, message in enumerate(prompt)
-            if len(message.text) > longest
-        },
+        truncated=truncated,
     )
 
 

@@ -11,10 +11,10 @@ from uuid import UUID
 
 from ragblame.plugin.answer import choose_model_run
 from ragblame.plugin.answer_map import Block, map_answer
-from ragblame.records import Chunk, Message, Trace, TraceStatus
+from ragblame.records import Chunk, Trace, TraceStatus
 from ragblame.settings import Settings
 from ragblame.ui.import_steps import Step, StepTree, import_identity, settled_trace_id
-from ragblame.ui.import_values import Document, answer_of, question_of, text_of
+from ragblame.ui.import_values import Document, answer_of, cut_messages, question_of, text_of
 
 
 def assemble(steps: Sequence[Step], source: str, app: str | None, settings: Settings) -> Trace | None:
@@ -52,6 +52,8 @@ def assemble(steps: Sequence[Step], source: str, app: str | None, settings: Sett
         truncated[name] = len(text)
         return text[: settings.capture_max_field]
 
+    prompt, cut_from = cut_messages(run.prompt if run is not None else (), settings.capture_max_field)
+    truncated |= cut_from
     if len(documents) > settings.capture_max_chunks:
         truncated["chunks"] = len(documents)
     notes: dict[str, Any] = {"from": source, "trace": root.trace, "root": ended.id, "steps": len(steps)}
@@ -72,10 +74,7 @@ def assemble(steps: Sequence[Step], source: str, app: str | None, settings: Sett
             _chunk(document, position, rank, settings.capture_max_field)
             for position, (rank, document) in enumerate(documents[: settings.capture_max_chunks])
         ),
-        prompt=tuple(
-            Message(role=message.role, text=cut(f"prompt[{index}]", message.text))
-            for index, message in enumerate(run.prompt if run is not None else ())
-        ),
+        prompt=prompt,
         answer=shown,
         generated=said,
         model=run.model if run is not None else None,

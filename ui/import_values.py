@@ -149,6 +149,13 @@ def messages_of(value: Any, depth: int = 0) -> tuple[Message, ...]:
     return tuple(message for message in found if message is not None)
 
 
+def cut_messages(messages: Sequence[Message], longest: int) -> tuple[tuple[Message, ...], dict[str, int]]:
+    """A prompt whose texts have ``longest`` code points at most, and a trace's note of the true lengths."""
+    kept = tuple(Message(role=message.role, text=message.text[:longest]) for message in messages)
+    lengths = {f"prompt[{index}]": len(message.text) for index, message in enumerate(messages)}
+    return kept, {name: length for name, length in lengths.items() if length > longest}
+
+
 def question_of(value: Any, depth: int = 0) -> str | None:
     """What was asked, in an input."""
     value = decoded(value)
