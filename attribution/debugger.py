@@ -7,7 +7,7 @@ rest on the text alone and say so.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -66,6 +66,7 @@ class Options(TypedDict, total=False):
     max_corpus_spans: int
     checks_freshness: bool
     support_reader: SupportReader | None
+    wrote: Collection[str]
 
 
 class Debugger:
@@ -83,16 +84,19 @@ class Debugger:
         max_corpus_spans: int = MAX_CORPUS_SPANS,
         checks_freshness: bool = False,
         support_reader: SupportReader | None = None,
+        wrote: Collection[str] = (),
     ) -> None:
         """``max_exact_chunks``: with more in the prompt, shares are sampled from at most
         ``sampled_coalitions`` coalitions, or until each standard error is ``sampled_precision`` nats.
         ``probe``: is asked why the evidence of flagged spans was not in the prompt, for the worst
         ``max_corpus_spans`` of an answer; with ``checks_freshness`` also whether a newer row states another
         value than a supported span. None: causes do not look into the corpus. ``support_reader``: reads
-        the text beside the rules; None: they decide alone."""
+        the text beside the rules; None: they decide alone. ``wrote``: names of models, as traces tell
+        them, that the scorer is; of other answers it is a stand-in, unless it was loaded as their own."""
         self.scorer = scorer
         self.probe = probe
         self.support_reader = support_reader
+        self.wrote = frozenset(wrote)
         self.max_corpus_spans = max_corpus_spans
         self.checks_freshness = checks_freshness
         self.max_exact_chunks = max_exact_chunks
@@ -114,7 +118,7 @@ class Debugger:
     ) -> "Debugger":
         """Load a scorer from a folder or the local cache, never from the network.
 
-        ``model``: None for the shipped small model. ``is_own_model``: it wrote the answers. ``threads``: of
+        ``model``: None for the shipped small model. ``is_own_model``: it wrote all answers. ``threads``: of
         torch, None for its default. ``cache_bytes``: keys and values that coalitions may share at once.
         ``options``: as for the class. Raises ``ModelError`` when it cannot be loaded, ``MissingExtraError``
         when torch or transformers is not installed.
@@ -190,6 +194,7 @@ class _Run:
         self.scorer = debugger.scorer
         self.thresholds = debugger.thresholds
         self.support_reader = debugger.support_reader
+        self.wrote = debugger.wrote
         self.asking = Asking(
             probe=debugger.probe,
             max_spans=debugger.max_corpus_spans,
@@ -338,7 +343,10 @@ class _Run:
         return lambda texts: with_text(scorer, layout, span, texts)
 
     def _ref(self) -> ScorerRef | None:
-        return None if self.scorer is None else self.scorer.ref
+        if self.scorer is None:
+            return None
+        ref = self.scorer.ref
+        return replace(ref, is_own_model=ref.is_own_model or self.trace.model in self.wrote)
 
     def _cost(self, before: Cost, seconds: float) -> Cost:
         if self.scorer is None:

@@ -23,6 +23,7 @@ from ragblame.errors import SettingsError
 
 ENV_PREFIX = "RAGBLAME_"
 CONFIG_NAME = "ragblame.toml"
+ANY_MODEL = "*"  # in ``scorer_wrote``: whatever a trace says about its model
 
 
 def default_data_dir() -> Path:
@@ -46,7 +47,9 @@ class Settings(BaseSettings):
     app: str = "default"  # name of the host chain when the handler is given none
 
     scorer: str | None = None  # folder or name of the causal LM; None: the shipped small model
-    scorer_is_own_model: bool = False  # the scorer wrote the answers
+    scorer_wrote: tuple[
+        str, ...
+    ] = ()  # models, as traces name them, whose answers the scorer wrote; "*": all
     threads: Annotated[int, Field(ge=1, le=256)] | None = None  # torch threads; None: its default
     max_exact_chunks: Annotated[int, Field(ge=1, le=12)] = 10  # with more, shares are sampled
     sampled_coalitions: Annotated[int, Field(ge=4, le=16_384)] = (

@@ -12,6 +12,7 @@ import pytest
 
 from ragblame.attribution.debugger import Debugger
 from ragblame.attribution.inputs import ChunkInput
+from ragblame.attribution.jobs.attribute import load_debugger
 from ragblame.attribution.scorer import TransformersScorer
 from ragblame.errors import InputError, RagblameError
 from ragblame.records import (
@@ -25,6 +26,7 @@ from ragblame.records import (
     Trace,
     VerdictKind,
 )
+from ragblame.settings import Settings
 from tests.tiny_models import tiny_model, tiny_tokenizer
 
 QUESTION = "What is the port of the Frostridge gateway?"
@@ -70,6 +72,26 @@ def trace_of(answer: str = ANSWER, **changes: Any) -> Trace:
         started_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
     return replace(trace, **changes)
+
+
+@pytest.mark.parametrize(
+    ("wrote", "model", "is_own"),
+    [
+        (["a-model"], "a-model", True),
+        (["a-model"], "its-fallback", False),
+        (["a-model"], None, False),
+        ([], None, False),
+        (["*"], None, True),
+    ],
+)
+def test_the_scorer_is_a_stand_in_unless_it_wrote_this_answer(
+    wrote: list[str], model: str | None, is_own: bool
+) -> None:
+    """Of two models of one chain the setting names one: only its answers are said to be the scorer's own."""
+    debugger = load_debugger(Settings(scorer_wrote=tuple(wrote), support_model="none", threads=1))
+    scorer = debugger.explain_trace(trace_of(model=model)).scorer
+    assert scorer is not None
+    assert scorer.is_own_model is is_own
 
 
 def test_a_grounded_value_is_blamed_on_its_chunk() -> None:

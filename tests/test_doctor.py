@@ -203,6 +203,21 @@ def test_a_model_that_loads(with_model: None, database_url: str, monkeypatch: py
     assert "a stand-in for the chain's model" in found.detail
 
 
+@pytest.mark.parametrize(
+    ("wrote", "said"),
+    [
+        ('["a-model", "b-model"]', "wrote the answers of a-model, b-model, a stand-in for any other model"),
+        ('["*"]', "wrote the answers"),
+    ],
+)
+def test_whose_answers_the_model_wrote(
+    with_model: None, database_url: str, monkeypatch: pytest.MonkeyPatch, wrote: str, said: str
+) -> None:
+    """With ``scorer_wrote`` the line names the models whose answers the scorer wrote."""
+    monkeypatch.setenv("RAGBLAME_SCORER_WROTE", wrote)
+    assert look(database_url, monkeypatch)["model"].detail.endswith(f", {said}")
+
+
 def run(*arguments: str) -> int:
     """The command line in this process."""
     return cli.run(["doctor", *arguments])

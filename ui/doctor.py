@@ -5,7 +5,7 @@ because of an earlier fault says so instead of repeating it.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ragblame.errors import MissingExtraError, ModelError, RagblameError
-from ragblame.settings import Settings, load_settings
+from ragblame.settings import ANY_MODEL, Settings, load_settings
 
 if TYPE_CHECKING:
     import psycopg
@@ -267,14 +267,19 @@ def _check_model(settings: Settings, deep: bool) -> Check:
     from ragblame.attribution.scorer import TransformersScorer
 
     try:
-        scorer = TransformersScorer.from_pretrained(
-            settings.scorer, is_own_model=settings.scorer_is_own_model, threads=settings.threads
-        )
+        scorer = TransformersScorer.from_pretrained(settings.scorer, threads=settings.threads)
     except FileNotFoundError as error:
         raise ModelError(str(error)) from error
-    own = "wrote the answers" if settings.scorer_is_own_model else "a stand-in for the chain's model"
-    detail = f"{scorer.ref.name} loads, digest {scorer.ref.revision}, {own}"
+    detail = f"{scorer.ref.name} loads, digest {scorer.ref.revision}, {_whose(settings.scorer_wrote)}"
     return Check(name="model", state=State.OK, detail=detail)
+
+
+def _whose(wrote: Sequence[str]) -> str:
+    if ANY_MODEL in wrote:
+        return "wrote the answers"
+    if not wrote:
+        return "a stand-in for the chain's model"
+    return f"wrote the answers of {', '.join(wrote)}, a stand-in for any other model"
 
 
 def _model_folder(settings: Settings) -> Path:

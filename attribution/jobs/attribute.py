@@ -20,7 +20,7 @@ from ragblame.attribution.verdicts.thresholds import Thresholds
 from ragblame.corpus import CorpusProbe
 from ragblame.errors import DatabaseError, MissingExtraError, ModelError, RagblameError
 from ragblame.records import Explanation, Trace
-from ragblame.settings import Settings
+from ragblame.settings import ANY_MODEL, Settings
 from ragblame.suppression import suppress_capture
 from ragblame.traces import read_trace
 
@@ -75,7 +75,8 @@ def load_debugger(settings: Settings, probe: CorpusProbe | None = None) -> "Debu
     try:
         return Debugger.from_pretrained(
             settings.scorer,
-            is_own_model=settings.scorer_is_own_model,
+            is_own_model=ANY_MODEL in settings.scorer_wrote,
+            wrote=settings.scorer_wrote,
             threads=settings.threads,
             batch_size=settings.batch_size,
             cache_bytes=settings.cache_bytes,

@@ -4,6 +4,7 @@ It exists because attribution belongs in another process than the chain: the dem
 and a worker that dies is told to the person watching instead of leaving a bar that never moves.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from uuid import UUID
 import psycopg
 
 from ragblame.errors import RagblameError
+from ragblame.settings import load_settings
+from ragblame.ui.demo.chat import MODEL_NAME
 
 _POLL = 0.25  # seconds
 _TAIL = 600  # characters of the worker's last words
@@ -28,14 +31,14 @@ class WorkerProcess:
 
     def __init__(self) -> None:
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed in __exit__
-        # the small model wrote the demo's answers, so here the scorer is the chain's own model
-        environment = os.environ | {"RAGBLAME_SCORER_IS_OWN_MODEL": "true"}
+        # the small model wrote the demo's answers, so of these the scorer is the chain's own model
+        wrote = {"RAGBLAME_SCORER_WROTE": json.dumps([MODEL_NAME])} if load_settings().scorer is None else {}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ragblame", "worker"],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            env=environment,
+            env=os.environ | wrote,
         )
 
     def __enter__(self) -> Self:
