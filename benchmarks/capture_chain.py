@@ -4,7 +4,8 @@
 further package is needed. Retriever and model answer at once and are asynchronous where they may be.
 """
 
-from collections.abc import AsyncIterator, Iterator
+import random
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -16,24 +17,27 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableLambda, RunnablePassthrough
+from zipf_corpus import ZipfCorpus
 
 RUNS: Final = 15
-CHUNKS: Final = tuple(
-    f"Note {number}. " + "The port of the Kestrel gateway is 2959, and it runs in Oslo. " * 10
-    for number in range(8)
-)  # about 600 characters each
+CORPUS: Final = ZipfCorpus(random.Random(5), length=85)  # about 600 characters each
+_pick: Final = random.Random(6)
 QUESTION: Final = "Which port does the Kestrel gateway use?"
 ANSWER: Final = "The Kestrel gateway uses port 2959 , as notes 0 to 7 say . " * 3
 TOKENS: Final = tuple(f"{word} " for word in ANSWER.split())
 
 
-class FixedRetriever(BaseRetriever):
-    """Returns the same eight chunks with an identity and a score."""
+class PopularRetriever(BaseRetriever):
+    """Returns eight chunks, popular ones more often, with an identity and a score."""
 
     def _get_relevant_documents(self, query: str, **kwargs: Any) -> list[Document]:
         return [
-            Document(id=str(index), page_content=text, metadata={"score": 1 / (index + 1), "source": "a.md"})
-            for index, text in enumerate(CHUNKS)
+            Document(
+                id=str(index),
+                page_content=CORPUS.texts[index],
+                metadata={"score": 1 / rank, "source": f"notes/{index}.md"},
+            )
+            for rank, index in enumerate(CORPUS.search(_pick), start=1)
         ]
 
     async def _aget_relevant_documents(self, query: str, **kwargs: Any) -> list[Document]:
@@ -79,7 +83,7 @@ class FixedModel(BaseChatModel):
 def make_chain() -> Runnable[Any, Any]:
     """The chain; takes ``{"input": question}``."""
     prompt = ChatPromptTemplate.from_messages([("system", "Answer from:\n{context}"), ("human", "{input}")])
-    retrieve = RunnableLambda(_question) | FixedRetriever()
+    retrieve = RunnableLambda(_question) | PopularRetriever()
     format_inputs: Runnable[Any, Any] = RunnablePassthrough.assign(context=RunnableLambda(_join))
     answer = format_inputs.with_config(run_name="format_inputs") | prompt | FixedModel() | StrOutputParser()
     chain: Runnable[Any, Any] = RunnablePassthrough.assign(
@@ -89,10 +93,11 @@ def make_chain() -> Runnable[Any, Any]:
 
 
 class RunCounter(BaseCallbackHandler):
-    """Counts the runs that begin: the benchmark's word for fifteen."""
+    """Counts the runs that begin, the benchmark's word for fifteen, and notes the chunks that were found."""
 
     def __init__(self) -> None:
         self.runs = 0
+        self.chunks: list[str] = []
 
     def on_chain_start(self, *args: Any, **kwargs: Any) -> None:
         """Count."""
@@ -105,6 +110,10 @@ class RunCounter(BaseCallbackHandler):
     def on_retriever_start(self, *args: Any, **kwargs: Any) -> None:
         """Count."""
         self.runs += 1
+
+    def on_retriever_end(self, documents: Sequence[Document], **kwargs: Any) -> None:
+        """Note."""
+        self.chunks += [document.page_content for document in documents]
 
 
 def _question(inputs: dict[str, Any]) -> str:

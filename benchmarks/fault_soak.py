@@ -31,8 +31,8 @@ from evidence import bar, report
 from numpy.typing import NDArray
 from own_server import OwnServer, own_server
 from pydantic import SecretStr
-from soak_client import CHUNKS
 from soak_stage import OUTAGES, QUICK, SEED, Plan, Soak, Window, spool_disk
+from zipf_corpus import CHUNKS
 
 from ragblame import database
 from ragblame.plugin.spool_state import inspect_spool

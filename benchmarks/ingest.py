@@ -11,7 +11,6 @@ is printed, the rows of all are compared. Runs are interleaved on an own server 
 Run: python benchmarks/ingest.py [--quick] [--json] [--write]
 """
 
-import itertools
 import random
 import statistics
 import sys
@@ -27,6 +26,7 @@ import psycopg
 from evidence import bar, interleaved, report, spread
 from own_server import own_server
 from pydantic import SecretStr
+from zipf_corpus import CHUNKS, ZipfCorpus
 
 from ragblame.plugin.counters import counters
 from ragblame.plugin.waiting import BATCH
@@ -37,8 +37,6 @@ from ragblame.trace_json import clean_trace
 from ragblame.traces import new_trace_id
 
 SEED: Final = 5
-TEXTS: Final = 2_000  # distinct chunks
-CHUNKS: Final = 8  # of one trace
 TRACES: Final = 4_000  # of one timing; 500 with --quick
 REPEATS: Final = 9  # 3 with --quick
 BOUND: Final = 0.4
@@ -57,16 +55,13 @@ TABLES: Final[Mapping[str, str]] = {  # our table -> columns whose bytes are com
 def make_traces(count: int, seed: int = SEED) -> list[Trace]:
     """Traces as a support chain makes them; the same texts come back as popular ones do."""
     pick = random.Random(seed)
-    words = ["".join(pick.choices("etaoinshrdlucmfw", k=pick.randint(2, 10))) for _ in range(4_000)]
-    texts = [" ".join(pick.choices(words, k=150)) for _ in range(TEXTS)]
-    weights = list(itertools.accumulate(1 / rank for rank in range(1, TEXTS + 1)))
+    corpus = ZipfCorpus(pick)
     traces = []
     for number in range(count):
-        drawn = pick.choices(range(TEXTS), cum_weights=weights, k=CHUNKS)
         chunks = tuple(
             Chunk(
                 position=position,
-                text=texts[index],
+                text=corpus.texts[index],
                 source_id=str(index),
                 source_table="public.notes",
                 rank=position + 1,
@@ -74,9 +69,9 @@ def make_traces(count: int, seed: int = SEED) -> list[Trace]:
                 score_name="score",
                 metadata={"source": f"notes/{index}.md", "page": index % 7},
             )
-            for position, index in enumerate(drawn)
+            for position, index in enumerate(corpus.search(pick))
         )
-        question = f"{' '.join(pick.choices(words, k=12))} {number}?"
+        question = f"{' '.join(pick.choices(corpus.words, k=12))} {number}?"
         context = "\n\n".join(chunk.text for chunk in chunks)
         traces.append(
             Trace(
@@ -88,7 +83,7 @@ def make_traces(count: int, seed: int = SEED) -> list[Trace]:
                     Message(role="system", text=f"Answer from:\n{context}"),
                     Message(role="human", text=question),
                 ),
-                answer=" ".join(pick.choices(words, k=60)),
+                answer=" ".join(pick.choices(corpus.words, k=60)),
                 model="a-model",
                 provider="a-provider",
                 started_at=datetime.now(UTC),

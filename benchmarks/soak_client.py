@@ -32,31 +32,29 @@ from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable, RunnableLambda
+from zipf_corpus import ZipfCorpus
 
-CHUNKS: Final = 8
-TEXTS: Final = 2_000  # distinct chunks of about 1 KB, drawn by a Zipf law
 SEARCH_SECONDS: Final = 0.002  # the chain waits so long for its search and for its model, as real ones do
 MODEL_SECONDS: Final = 0.005
 THREADS: Final = 4
 ANSWER: Final = "The port of the Kestrel gateway is 2959, and it runs in Oslo. " * 5
+_pick: Final = random.Random()  # another draw in every host
 
 
 class ZipfRetriever(BaseRetriever):
-    """Eight chunks of a corpus in which few are popular."""
+    """Chunks of about 1 KB, of which few are popular."""
 
-    texts: list[str]
-    weights: list[float]
+    corpus: ZipfCorpus
 
     def _get_relevant_documents(self, query: str, **kwargs: Any) -> list[Document]:
         time.sleep(SEARCH_SECONDS)
-        drawn = random.choices(range(len(self.texts)), cum_weights=self.weights, k=CHUNKS)
         return [
             Document(
                 id=str(index),
-                page_content=self.texts[index],
+                page_content=self.corpus.texts[index],
                 metadata={"score": 0.5, "source": f"notes/{index}.md"},
             )
-            for index in drawn
+            for index in self.corpus.search(_pick)
         ]
 
 
@@ -70,12 +68,7 @@ class WaitingModel(FakeListChatModel):
 
 def make_chain() -> Runnable[str, str]:
     """A function that searches, and asks prompt | model | parser: as light as a real chain can be."""
-    pick = random.Random(5)
-    words = ["".join(pick.choices("etaoinshrdlucmfw", k=pick.randint(2, 10))) for _ in range(4_000)]
-    retriever = ZipfRetriever(
-        texts=[" ".join(pick.choices(words, k=150)) for _ in range(TEXTS)],
-        weights=list(itertools.accumulate(1 / rank for rank in range(1, TEXTS + 1))),
-    )
+    retriever = ZipfRetriever(corpus=ZipfCorpus(random.Random(5)))
     prompt = ChatPromptTemplate.from_messages(
         [("system", "Answer from:\n{context}"), ("human", "{question}")]
     )
