@@ -107,6 +107,15 @@ def test_words_that_only_look_like_numbers_are_none(text: str) -> None:
     assert find_quantities(text) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "dimensions"),
+    [("won 5 v 3", ["", ""]), ("a 12 V 3 A supply", ["voltage", ""]), ("12 v", ["voltage"])],
+)
+def test_a_score_is_no_voltage(text: str, dimensions: list[str]) -> None:
+    """A small v between two numbers stands for "versus"."""
+    assert [found.dimension for found in find_quantities(text)] == dimensions
+
+
 def test_rounding_is_forgiven_when_announced() -> None:
     """A tolerance makes 300 of 298; without it they differ."""
     assert is_same_value(only("300"), only("298"), tolerance=0.05)

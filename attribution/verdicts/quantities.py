@@ -110,7 +110,7 @@ _PATTERN = re.compile(
         (?:\s?(?:-|–|—|\bto\b)\s?[$€£]?(?P<high>{_DIGITS})(?![\w/]*[/:]\d))?
         (?:\s?(?P<scale>(?:{_SCALE_ABROAD})\b\.?|hundred|thousand|million|billion|trillion|dozen|bn|mn|tn
             |[kKmMbB](?![\w/])))?
-        (?:\s?-?(?P<unit>{UNIT}){_BEFORE_NO_WORD})?
+        (?:\s?-?(?!(?-i:v)\s\d)(?P<unit>{UNIT}){_BEFORE_NO_WORD})?
         (?:\s?(?:/|\bper\b)\s?(?P<per>{UNIT})(?!\w))?{_BEFORE_NO_WORD}
     | (?P<spelled>\b(?:{_SPELLED})(?:(?:[\s-]|\s+and\s+)(?:{_SPELLED}))*\b)
         (?:[\s-](?P<spelled_unit>{UNIT})(?!\w))?
