@@ -280,6 +280,48 @@ def test_negation_turns_support_into_contradiction() -> None:
         assert (support.state, support.rule) == (SupportState.CONTRADICTED, "negation differs")
 
 
+@pytest.mark.parametrize(
+    ("answer", "chunk"),
+    [
+        ("In 2023 revenue fell 12%.", "Revenue rose 12% to $4.5 billion in 2023, while costs fell 3%."),
+        ("The retry queue grew by 40 GB.", "The retry queue shrank by nearly 40 GB."),
+        ("Latency saw a 30% decrease.", "Latency saw a 30% increase."),
+        ("The password needs at most 12 characters.", "The password needs at least 12 characters."),
+        ("Members must be under 21 years.", "Members must be 21 years or older."),
+        ("The upload may hold more than 25 MB.", "The upload may hold no more than 25 MB."),
+        ("A minimum of 4 replicas runs.", "A maximum of 4 replicas runs."),
+        ("The office closes before 17:00.", "The office closes after 17:00."),
+        ("Returns are taken after 30 days.", "Returns are taken within 30 days."),
+    ],
+)
+def test_the_opposite_way_of_a_value_contradicts_it(answer: str, chunk: str) -> None:
+    """The same number with rose for fell, at most for at least, after for before: contradicted both ways."""
+    for said, text in ((answer, chunk), (chunk, answer)):
+        values = [f.support for f in find("?", said, text) if f.support.rule == "direction differs"]
+        assert [support.state for support in values] == [SupportState.CONTRADICTED]
+    for text in (answer, chunk):
+        assert not [f for f in find("?", text, text) if f.support.state is SupportState.CONTRADICTED]
+
+
+@pytest.mark.parametrize(
+    ("answer", "chunk"),
+    [
+        ("In fall 2023 the plant opened.", "The plant opened and output rose in 2023."),  # a season
+        ("Revenue did not fall 12%.", "Revenue rose 12%."),
+        ("The pool holds more than 25 MB.", "The pool holds at least 25 MB."),
+        ("Costs were 12%.", "Costs rose 12%."),
+        ("Sales rose and 12% of them were online.", "Sales fell, and 12% of them were online."),
+        ("It rose 12%.", "It fell 12% in March and rose 12% in May."),  # the chunk says both
+        ("The share is no less than 5%.", "The share is at least 5%."),
+        ("Have less than $3,700 of income.", "Claim her if she did not have income of more than $3,700."),
+        ("Under 5 years it may be taxed.", "Open for 5 years or more it will not be taxed."),
+    ],
+)
+def test_ways_that_are_not_opposite_do_not_contradict(answer: str, chunk: str) -> None:
+    """Seasons, denials, words of another value and the same bound in other words turn nothing round."""
+    assert "direction differs" not in {f.support.rule for f in find("?", answer, chunk)}
+
+
 def test_chunks_that_agree_and_disagree_are_listed() -> None:
     """Further chunks that say the same, and one that says otherwise, are found."""
     other = "The port of the Kestrel gateway is 4000."

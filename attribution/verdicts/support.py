@@ -14,6 +14,7 @@ from typing import Final
 from ragblame.attribution.citations import only_cites
 from ragblame.attribution.verdicts.claims import EXACT, Claim, find_claims
 from ragblame.attribution.verdicts.denial import differs, is_denied, is_quoted
+from ragblame.attribution.verdicts.direction import is_turned
 from ragblame.attribution.verdicts.evidence import Evidence, Sentence
 from ragblame.attribution.verdicts.finding import (
     SAME_ATTRIBUTE,
@@ -188,12 +189,14 @@ class _Checker:
         against = self._against(claim)
         borrowed = tuple(sorted({hit.sentence.position for hit in foreign}))
         denied = [hit for hit in good if is_denied(claim, hit.sentence)]
-        if denied and len(denied) == len(good):
-            hit = max(denied, key=lambda hit: (hit.match is Match.SAME, hit.score))
+        turned = [hit for hit in good if hit not in denied and is_turned(claim, hit.sentence)]
+        if good and len(denied) + len(turned) == len(good):
+            hit = max(good, key=lambda hit: (hit.match is Match.SAME, hit.score))
+            rule = "negation differs" if hit in denied else "direction differs"
             stated = " ".join(hit.sentence.text.split())[:STATED]
-            support = support_of(claim, SupportState.CONTRADICTED, "negation differs", hit.sentence, stated)
+            support = support_of(claim, SupportState.CONTRADICTED, rule, hit.sentence, stated)
             return Finding(support=support, borrowed_from=borrowed, is_sure=hit.match is Match.SAME)
-        good = [hit for hit in good if hit not in denied]
+        good = [hit for hit in good if hit not in denied and hit not in turned]
         if good and not self._is_beaten(claim, good, against):
             return self._entailed(claim, good, against, noun)
         if against:
