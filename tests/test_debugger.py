@@ -229,6 +229,28 @@ def test_an_unfit_scorer_says_so() -> None:
     assert any("cannot explain this answer" in note for note in explanation.notes)
 
 
+@pytest.mark.parametrize(
+    ("answer", "explanation"),
+    [
+        (
+            "Items go back to any store free of charge.",
+            "Chunk 1 supports “Items go back to any store free of charge”.",
+        ),
+        (
+            "any store takes items back free of charge.",
+            "Chunk 1 says “any store takes items back free of charge”.",
+        ),
+    ],
+)
+def test_a_chunk_says_only_what_it_says(answer: str, explanation: str) -> None:
+    """Where a chunk puts a clause in other words, the sentence does not have it say the answer's."""
+    chunk = "In the north any store takes items back free of charge."
+    explained = Debugger.text_only().explain(question="Can I return it?", chunks=[chunk], answer=answer)
+    assert [verdict.explanation for verdict in explained.verdicts] == [
+        f"{explanation} Only the text was checked."
+    ]
+
+
 def test_text_only_needs_no_model() -> None:
     """Without a scorer the verdict rests on the text and says so."""
     explanation = Debugger.text_only().explain(question=QUESTION, chunks=CHUNKS, answer=ANSWER)

@@ -12,7 +12,7 @@ from ragblame.attribution.verdicts.finding import Finding
 from ragblame.attribution.verdicts.severity import weigh
 from ragblame.attribution.verdicts.table import Decision, Influence
 from ragblame.attribution.verdicts.thresholds import Thresholds
-from ragblame.records import Basis, Cause, Span, SupportState, Trace, Verdict, VerdictKind
+from ragblame.records import Basis, Cause, Span, SpanKind, SupportState, Trace, Verdict, VerdictKind
 
 QUOTED = 90  # code points of a quotation in a sentence for the screen
 
@@ -57,6 +57,16 @@ class _Case:
     @property
     def is_unsupported(self) -> bool:
         return self.state in (SupportState.ABSENT, SupportState.CONTRADICTED)
+
+    @property
+    def says(self) -> str:
+        """What a chunk does that entails the span: it says a value or the very words, or supports them."""
+        support = self.finding.support
+        if support.position is None or self.span.kind not in (SpanKind.CLAUSE, SpanKind.NEGATION):
+            return "says"
+        evidence = self.trace.chunks[support.position].text[support.evidence_start : support.evidence_end]
+        words = _flat(self.trace.answer[self.span.start : self.span.end])
+        return "says" if words in _flat(evidence) else "supports"
 
     @property
     def is_miscited(self) -> bool:
@@ -223,13 +233,12 @@ def _sentence(case: _Case, cause: Cause | None) -> str:
         case Cause.WRONG_SOURCE if case.is_miscited and case.finding.cites_none:
             numbers = " and ".join(map(str, case.finding.cites_none))
             none = "no chunk has that number"
-            return f"{where.capitalize()} says {said}, but the answer cites {numbers}: {none}."
+            return f"{where.capitalize()} {case.says} {said}, but the answer cites {numbers}: {none}."
         case Cause.WRONG_SOURCE if case.is_miscited:
             cited = case.finding.miscited
             does = "does" if len(cited) == 1 else "do"
-            return (
-                f"{where.capitalize()} says {said}, but the answer cites {_chunks(cited)}, which {does} not."
-            )
+            told = f"{where.capitalize()} {case.says} {said}"
+            return f"{told}, but the answer cites {_chunks(cited)}, which {does} not."
         case Cause.WRONG_SOURCE:
             used = _chunks(case.decision.used)
             return f"{said} is right ({where} says it), but the model relied on {used}, which does not."
@@ -258,19 +267,20 @@ def _prompted(case: _Case, said: str, where: str) -> str:
 def _right(case: _Case, said: str, where: str) -> str:
     if not where:
         return f"Nothing to check in {said}: {case.finding.support.rule}."
+    told = f"{where.capitalize()} {case.says} {said}"
     if case.decision.verdict is VerdictKind.KNOWN_ALREADY:
         kept = ", and it keeps to it when the chunk says otherwise" if _was_asked(case) else ""
-        return f"{where.capitalize()} says {said}, but the model did not need it{_sure(case)}{kept}."
+        return f"{told}, but the model did not need it{_sure(case)}{kept}."
     if case.influence is None:
-        return f"{where.capitalize()} says {said}."
+        return f"{told}."
     if case.influence.follow is not None:
         return (
-            f"{where.capitalize()} says {said}, and the model follows it: were another value there, it would "
-            f"rather write that one (by {case.influence.follow:.1f} nats), though it knows this one by heart."
+            f"{told}, and the model follows it: were another value there, it would rather write that one "
+            f"(by {case.influence.follow:.1f} nats), though it knows this one by heart."
         )
     carried = ", measured at its first mention" if case.influence.is_carried else ""
     nats = f"{case.influence.reliance:+.1f} nats{carried}"
-    return f"{where.capitalize()} says {said}, and the model relied on it ({nats})."
+    return f"{told}, and the model relied on it ({nats})."
 
 
 def _was_asked(case: _Case) -> bool:
@@ -305,6 +315,10 @@ def _chunks(positions: tuple[int, ...]) -> str:
     if len(numbers) < 2:
         return f"chunk {numbers[0]}" if numbers else "no chunk"
     return f"chunks {', '.join(numbers[:-1])} and {numbers[-1]}"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def quoted(text: str) -> str:
