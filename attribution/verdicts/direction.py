@@ -5,6 +5,7 @@ differ. Looked at are a few words, and opposites count only where both sides hav
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import Final
@@ -15,7 +16,8 @@ from ragblame.attribution.verdicts.quantities import Quantity
 from ragblame.attribution.verdicts.same_value import is_same_value
 from ragblame.records import SpanKind
 
-NEAR: Final = 4  # words on each side of a value that may say which way it goes
+NEAR: Final = 4  # words on the left of a value that may say which way it goes
+BEHIND: Final = 2  # and on its right
 _YEARS: Final = range(1_500, 2_200)  # bare numbers that are years: "in fall 2023" goes nowhere
 _BREAKS: Final = frozenset(("and", "but", "while", "whereas", "though", "although", "because", "which", "or"))
 
@@ -76,33 +78,41 @@ def is_turned(claim: Claim, sentence: Sentence) -> bool:
     if len(claim.quantities) != 1:
         return False
     wanted = claim.quantities[0]
-    said = _direction(wanted, claim.before, claim.after)
+    said = _direction(wanted, claim.before[-NEAR:], claim.after[:BEHIND], _denials(claim.before, claim.after))
     if said is None:
         return False
     axis, sign = said
-    there = [
-        _direction(quantity, before, after)
-        for quantity, before, after in _places(sentence)
-        if is_same_value(wanted, quantity, tolerance=claim.tolerance)
-    ]
-    return bool(there) and all(other == (axis, -sign) for other in there)
-
-
-def _places(sentence: Sentence) -> Iterator[tuple[Quantity, Sequence[str], Sequence[str]]]:
-    """Each quantity of a sentence with the folded words on its left and on its right."""
+    items = sentence.items
+    denials = _denials(word.folded for word in items)
+    is_there = False
     for quantity in sentence.quantities:
-        before = [word.folded for word in sentence.items if word.end <= quantity.start]
-        after = [word.folded for word in sentence.items if word.start >= quantity.end]
-        yield quantity, before, after
+        if not is_same_value(wanted, quantity, tolerance=claim.tolerance):
+            continue
+        is_there = True
+        first = bisect_right(items, quantity.start, key=lambda word: word.end)
+        last = bisect_left(items, quantity.end, key=lambda word: word.start)
+        before = [word.folded for word in items[max(0, first - NEAR) : first]]
+        after = [word.folded for word in items[last : last + BEHIND]]
+        if _direction(quantity, before, after, denials) != (axis, -sign):
+            return False
+    return is_there
 
 
-def _direction(value: Quantity, before: Sequence[str], after: Sequence[str]) -> tuple[_Axis, int] | None:
-    """On which axis the words beside a value point which way; None: on none, or nobody can tell."""
-    left = " ".join(reversed(list(_until_break(reversed(before[-NEAR:])))))
-    right = " ".join(after[:2] if after and after[0] in ("or", "and") else _until_break(after[:2]))
+def _denials(*sides: Iterable[str]) -> int:
+    return sum(_DENIES.fullmatch(word) is not None for side in sides for word in side)
+
+
+def _direction(
+    value: Quantity, before: Sequence[str], after: Sequence[str], denials: int
+) -> tuple[_Axis, int] | None:
+    """On which axis the words beside a value point which way; None: on none, or nobody can tell.
+
+    ``denials``: how many stand in all that was said; more than the found words hold leave it open.
+    """
+    left = " ".join(reversed(list(_until_break(reversed(before)))))
+    right = " ".join(after if after and after[0] in ("or", "and") else _until_break(after))
     is_date = value.kind is SpanKind.DATE or value.dimension == "decade"
     is_year = not value.dimension and value.low in _YEARS and value.text.isdigit()
-    denials = sum(_DENIES.fullmatch(word) is not None for word in (*before, *after))
     sides = [(left, entry) for entry in _LEFT] + [(right, entry) for entry in _RIGHT]
     for side, (axis, sign, pattern) in sides:
         found = pattern.search(side)
@@ -112,8 +122,7 @@ def _direction(value: Quantity, before: Sequence[str], after: Sequence[str]) -> 
             return None
         if axis is _Axis.TIME and not (is_date or is_year or value.dimension == "time"):
             return None
-        own = sum(_DENIES.fullmatch(word) is not None for word in found[0].split())
-        return (axis, sign) if denials == own else None
+        return (axis, sign) if denials == _denials(found[0].split()) else None
     return None
 
 
