@@ -47,9 +47,7 @@ class Settings(BaseSettings):
     app: str = "default"  # name of the host chain when the handler is given none
 
     scorer: str | None = None  # folder or name of the causal LM; None: the shipped small model
-    scorer_wrote: tuple[
-        str, ...
-    ] = ()  # models, as traces name them, whose answers the scorer wrote; "*": all
+    scorer_wrote: tuple[str, ...] = ()  # models, by their names in traces, that the scorer is; "*": all
     threads: Annotated[int, Field(ge=1, le=256)] | None = None  # torch threads; None: its default
     max_exact_chunks: Annotated[int, Field(ge=1, le=12)] = 10  # with more, shares are sampled
     sampled_coalitions: Annotated[int, Field(ge=4, le=16_384)] = (

@@ -39,9 +39,7 @@ _DOWN: Final = (
     r"(?:fall(?:s|en|ing)?|fell|decreas(?:es?|ed|ing)|drop(?:s|ped|ping)?|declin(?:es?|ed|ing)"
     r"|shr(?:inks?|ank|unk)|reduc(?:es?|ed|ing)|lower(?:s|ed|ing)?|down)"
 )
-_LINK: Final = (
-    r"(?: (?:by|of|to|about|around|nearly|almost|some|an?|the))*"  # between such a verb and its value
-)
+_LINK: Final = r"(?: (?:by|of|to|about|around|nearly|almost|some|an?|the))*"  # from such a verb to its value
 
 
 def _ways(frame: str, *ways: tuple[_Axis, int, str]) -> tuple[tuple[_Axis, int, re.Pattern[str]], ...]:
